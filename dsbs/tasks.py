@@ -270,11 +270,11 @@ def subset(
     if not 1 <= n <= len(split): raise UsageError(f'n_train={n} does not fit: the training split has {len(split)} rows')
     return split.select(np.random.default_rng(seed).permutation(len(split))[:n])
 
-# %% ../nbs/01_tasks.ipynb #06463c8d
+# %% ../nbs/01_tasks.ipynb #36b4d315
 class EquationError(ValueError):
     "The text is not arithmetic that we read; the message says why."
 
-_TOKEN = re.compile(r'\s*(?:([0-9]+(?:\.[0-9]*)?|\.[0-9]+)|(\*\*|[-+*/()]))')
+_TOKEN = re.compile(r'\s*(?:([0-9]+(?:\.[0-9]*)?|\.[0-9]+)|(\*\*|[-+*/()]|and\b))')
 MAX_EQUATION = 200 # Characters
 MAX_DEPTH = 20 # Brackets and signs within each other
 
@@ -288,7 +288,7 @@ def _tokens(text):
         found.append(m[1] or m[2]); at = m.end()
     return found[::-1]
 
-# %% ../nbs/01_tasks.ipynb #2b51dc7d
+# %% ../nbs/01_tasks.ipynb #527df007
 def equation_value(
     text:str, # Such as "( 10.0 * 45.0 )"
 ) -> Fraction: # Its exact value
@@ -302,6 +302,10 @@ def equation_value(
             if op == '/' and not other: raise EquationError('division by zero')
             value = value+other if op == '+' else value-other if op == '-' else value*other if op == '*' else value/other
         return value
+    def last(depth):
+        value = total(depth)
+        while peek() == 'and': left.pop(); value = total(depth)
+        return value
     def total(depth): return chain(product, ('+', '-'), depth)
     def product(depth): return chain(atom, ('*', '/'), depth)
     def atom(depth):
@@ -310,12 +314,12 @@ def equation_value(
         token = left.pop()
         if token in '+-': return atom(depth+1) * (-1 if token == '-' else 1)
         if token == '(':
-            value = total(depth+1)
+            value = last(depth+1)
             if not left or left.pop() != ')': raise EquationError('a bracket is not closed')
             return value
         if token[0] in '.0123456789': return Fraction(token)
         raise EquationError(f'{token!r} where a number should stand')
-    value = total(0)
+    value = last(0)
     if left: raise EquationError(f'{left[-1]!r} is left over')
     return value
 
