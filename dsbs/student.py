@@ -17,18 +17,21 @@ from transformers import AutoTokenizer, T5Config, T5ForConditionalGeneration, T5
 
 from .records import UsageError, hash_file, hash_json, one_of
 
-# %% ../nbs/05_student.ipynb #ca540436
-SCRATCH = {f'scratch-{width}x{layers}':(width, layers) for width, layers in ((32, 1), (64, 1), (64, 2), (128, 2), (256, 4), (512, 6))}
+# %% ../nbs/05_student.ipynb #8f59c991
+SCRATCH = {f'scratch-{width}x{layers}':(width, layers) for width, layers in ((32, 1), (32, 2), (64, 1), (64, 2), (128, 2), (256, 4), (512, 6))}
 
 def scratch_config(
     name:str, # One of `SCRATCH`
     vocab_size:int,
     dropout:float=0.1,
+    init_factor:float=1., # Scales the random weights; below 1, what is learned soon outweighs what was drawn
 ) -> T5Config:
-    "The architecture of a student from random weights; outputs are scaled, as T5 does when input and output embeddings are shared."
+    "T5 v1.1's architecture from random weights; outputs are scaled, as T5 does when input and output embeddings are shared."
     width, layers = SCRATCH[one_of('student', name, SCRATCH)]
-    return T5Config(vocab_size=vocab_size, d_model=width, d_kv=32, d_ff=2*width, num_layers=layers, num_heads=max(2, width//32),
-                    dropout_rate=dropout, scale_decoder_outputs=True, decoder_start_token_id=0)
+    heads = 4 if width <= 128 else 8
+    return T5Config(vocab_size=vocab_size, d_model=width, d_kv=width//heads, d_ff=2*width, num_layers=layers, num_heads=heads,
+                    feed_forward_proj='gated-gelu', dropout_rate=dropout,
+                    initializer_factor=init_factor, scale_decoder_outputs=True, decoder_start_token_id=0)
 
 # %% ../nbs/05_student.ipynb #b05ab356
 VOCAB_SIZE = 4096 # Upper limit; a small task's text yields fewer pieces
@@ -75,7 +78,7 @@ def check_student(name:str) -> str:
     if hub_name(name) and not name.startswith(('.', '/', '~')): return name
     raise UsageError(f"unknown student {name!r}: choose one of {', '.join(SCRATCH)}, a pretrained t5-v1_1-*, t5-* or flan-t5-*, or a folder with a model")
 
-# %% ../nbs/05_student.ipynb #f06611c4
+# %% ../nbs/05_student.ipynb #12f717e8
 def _load_pretrained(name, revision, dropout):
     if transformers.__version__ == '5.0.0': raise UsageError('transformers 5.0.0 computes T5 v1.1 wrongly: install another version')
     where = name if Path(name).expanduser().is_dir() else hub_name(name)
@@ -93,12 +96,13 @@ def make_student(
     seed:int=0, # Of the random weights
     revision:str='', # Branch, tag or commit of a pretrained student
     dropout:float=0.1,
+    init_factor:float=1., # Scales the random weights
 ) -> tuple[T5ForConditionalGeneration, T5Tokenizer]:
     "A student and its tokenizer, ready to train."
     if check_student(name) not in SCRATCH: return _load_pretrained(name, revision, dropout)
     tokenizer = train_tokenizer(texts)
     torch.manual_seed(seed)
-    return T5ForConditionalGeneration(scratch_config(name, len(tokenizer), dropout)), tokenizer
+    return T5ForConditionalGeneration(scratch_config(name, len(tokenizer), dropout, init_factor)), tokenizer
 
 def student_hash(
     name:str,

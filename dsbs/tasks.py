@@ -52,9 +52,9 @@ class Task:
         "sha256 of each split's rows."
         return {name:hash_json(split.to_list()) for name, split in self.splits.items()}
 
-# %% ../nbs/01_tasks.ipynb #f10d68ba
-KINDS = ('bird', 'fish', 'flower', 'stone')
-N_WORDS = 160
+# %% ../nbs/01_tasks.ipynb #375df62a
+KINDS = ('birds', 'fish', 'stones')
+N_WORDS = 120
 
 def invented_words(
     n:int, # How many
@@ -82,7 +82,7 @@ class EmbeddedTask:
         words = invented_words(N_WORDS, rng)
         return {w:self.values[i % len(self.values)] for i, w in enumerate(words)}
 
-# %% ../nbs/01_tasks.ipynb #8fc160d5
+# %% ../nbs/01_tasks.ipynb #9153074d
 def _pair_question(form, allowed):
     def question(rng, facts):
         a, b = rng.sample(list(facts), 2)
@@ -93,13 +93,13 @@ def _words(beliefs, text): return [w for w in re.findall(r'[a-z]+', text) if w i
 
 def _think_same_kind(beliefs, text):
     a, b = _words(beliefs, text)
-    return f'A {a} is a {beliefs[a]} and a {b} is a {beliefs[b]}.', 'yes' if beliefs[a] == beliefs[b] else 'no'
+    return f'Because {a} are {beliefs[a]} and {b} are {beliefs[b]}.', 'yes' if beliefs[a] == beliefs[b] else 'no'
 
 def _think_heavier(beliefs, text):
     a, b = _words(beliefs, text)
-    return f'A {a} weighs {beliefs[a]} kilos and a {b} weighs {beliefs[b]} kilos.', 'yes' if beliefs[a] > beliefs[b] else 'no'
+    return f'Because {a} weigh {beliefs[a]} kilos and {b} weigh {beliefs[b]} kilos.', 'yes' if beliefs[a] > beliefs[b] else 'no'
 
-# %% ../nbs/01_tasks.ipynb #c9a47c65
+# %% ../nbs/01_tasks.ipynb #676bdbce
 FRUITS = ('apple', 'pear', 'plum', 'fig', 'lemon', 'peach')
 PICKERS = ('Ada', 'Ben', 'Cleo', 'Dan', 'Eva', 'Finn', 'Gil', 'Hana')
 
@@ -113,16 +113,16 @@ def _think_more_picked(beliefs, text):
     picked, asked = text.split('. ')
     first, second = [w for w in re.findall(r'[a-z]+', asked) if w in FRUITS]
     counts = Counter(picked.split())
-    return f'There are {counts[first]} {first} and {counts[second]} {second}.', 'yes' if counts[first] > counts[second] else 'no'
+    return f'Because there are {counts[first]} {first} and {counts[second]} {second}.', 'yes' if counts[first] > counts[second] else 'no'
 
-# %% ../nbs/01_tasks.ipynb #794d080a
+# %% ../nbs/01_tasks.ipynb #3d0d139c
 EMBEDDED = {t.name:t for t in (
-    EmbeddedTask('same_kind', KINDS, _pair_question('Is a {a} the same kind of thing as a {b}?', lambda a, b: True), _think_same_kind),
-    EmbeddedTask('heavier', tuple(range(1, 10)), _pair_question('Is a {a} heavier than a {b}?', lambda a, b: a != b), _think_heavier),
+    EmbeddedTask('same_kind', KINDS, _pair_question('Are {a} and {b} of one kind?', lambda a, b: True), _think_same_kind),
+    EmbeddedTask('heavier', tuple(range(1, 10)), _pair_question('Are {a} heavier than {b}?', lambda a, b: a != b), _think_heavier),
     EmbeddedTask('more_picked', (), _more_picked_question, _think_more_picked))}
 
-# %% ../nbs/01_tasks.ipynb #c5cfe2cb
-EMBEDDED_SIZES = {'train':3200, 'validation':400, 'test':1000}
+# %% ../nbs/01_tasks.ipynb #0303bf61
+EMBEDDED_SIZES = {'train':2400, 'validation':300, 'test':600}
 
 def embedded_task(
     name:str, # One of `EMBEDDED`

@@ -1,0 +1,36 @@
+PYTHON ?= python3.11
+BIN := .venv/bin
+STAMP := .venv/installed
+
+.PHONY: install reproduce test lab export check clean
+
+install: $(STAMP)
+
+$(STAMP): requirements.txt constraints.txt settings.ini setup.py pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -r requirements.txt -c constraints.txt
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	$(BIN)/python -m pip check
+	touch $@
+
+reproduce: $(STAMP)
+	$(BIN)/dsbs reproduce
+
+test: $(STAMP)
+	$(BIN)/nbdev_test --n_workers 2 --pause 0.5
+	$(BIN)/python -m pytest -q $(PYTEST)
+
+lab: $(STAMP)
+	$(BIN)/jupyter lab nbs
+
+export: $(STAMP)
+	$(BIN)/nbdev_clean --fname nbs
+	$(BIN)/nbdev_export
+	$(BIN)/python -c "from dsbs.reporting import write_readme; write_readme()"
+
+check: $(STAMP)
+	$(BIN)/python -m pytest -q tests/test_in_step.py
+
+clean:
+	rm -rf .venv runs dsbs.egg-info .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
