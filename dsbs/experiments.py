@@ -5,10 +5,12 @@
 # %% auto #0
 __all__ = ['LABEL_SOURCES', 'RATIONALES', 'RECIPE', 'RunSpec', 'make_spec', 'Prepared', 'prepare', 'train_size', 'run_key',
            'training_examples', 'train_run', 'same_numbers', 'find_record', 'run', 'default_workers', 'run_all',
-           'run_status', 'published', 'read_published']
+           'published', 'read_published', 'data_size_grid', 'train_panels', 'read_panels', 'panels_to_rows',
+           'run_status']
 
-# %% ../nbs/09_experiments.ipynb #ac3e0a91
+# %% ../nbs/09_experiments.ipynb #9ebe85ef
 import difflib, json, os, random, threading, time, traceback, typing
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, fields, replace
@@ -155,7 +157,7 @@ def _shuffle_rationales(examples, seed):
     texts = {i:examples[j].rationale for i, j in zip(having, moved)}
     return [replace(e, rationale=texts.get(i)) for i, e in enumerate(examples)]
 
-# %% ../nbs/09_experiments.ipynb #b93cdb3f
+# %% ../nbs/09_experiments.ipynb #d8b2a22a
 def _tokenizer_texts(data, prefix_style):
     label, rationale = PREFIXES[prefix_style]
     for row in data.task['train']:
@@ -184,7 +186,7 @@ def train_run(
         outputs = generate(t5, tokenizer, _questions(spec, data, split), limit, max_input=spec.max_input)
         return label_accuracy(outputs, data.task[split]['label'], data.task.answer, spec.method)
     result = fit(StepByStep(t5, spec.rationale_weight, spec.loss_form), rows, spec, lambda: score('validation'), progress)
-    metrics = dict(test_accuracy=score('test'), validation_accuracy=result.best_accuracy, last_validation_accuracy=result.last_accuracy,
+    metrics = dict(test_accuracy=score('test'), majority_accuracy=_majority(data.task['test']['label']), validation_accuracy=result.best_accuracy, last_validation_accuracy=result.last_accuracy,
                    best_step=result.best_step, steps=result.steps, stopped=result.stopped, n_train=len(examples),
                    n_rationales=sum(v.rationale is not None for v in views), n_validation=len(data.task['validation']),
                    n_test=len(data.task['test']), parameters=t5.num_parameters(), tokens=_tokens(rows, result.steps, spec))
@@ -192,6 +194,8 @@ def train_run(
                   data=data.hashes, stand_in=data.task.stand_in, teacher=teacher_name(spec.task, spec.teacher_error),
                   provenance=provenance() | dict(recipe=RECIPE, device=str(t5.device)), time=dict(finished=now(), seconds=round(time.perf_counter()-started, 2)))
     return record, t5, tokenizer
+
+def _majority(labels): return round(100*Counter(labels).most_common(1)[0][1]/len(labels), 4)
 
 def _longest_label(task, tokenizer):
     labels = sorted({label for split in task.splits.values() for label in split['label']})
@@ -274,19 +278,6 @@ def _make(todo, data_dir, runs_dir, workers, total):
 
 def _cost(spec): return spec.max_steps*(3 if spec.method != 'standard' and spec.rationale_weight else 1)
 
-# %% ../nbs/09_experiments.ipynb #6aa070b1
-def run_status(runs_dir:str|Path|None=None) -> dict: # done, failed, pending, seconds_done
-    "How far the grids of a runs folder are."
-    folder = find_runs_dir(runs_dir)
-    wanted = {k for g in (folder/'grids').glob('*.json') for k in json.loads(g.read_text())}
-    done = {p.parent.name for p in folder.glob('*/record.json')}
-    failed = {p.parent.name for p in folder.glob('*/error.txt')} - done
-    seconds = [json.loads((folder/k/'record.json').read_text())['time']['seconds'] for k in done & wanted]
-    left = len(wanted-done-failed)
-    mean = sum(seconds)/len(seconds) if seconds else None
-    running = len(list(folder.glob("*/running")))
-    return dict(done=len(done), running=running, failed=len(failed), pending=max(0, left-running), seconds_left=None if mean is None else round(mean*left/default_workers()))
-
 # %% ../nbs/09_experiments.ipynb #7c876597
 def published(record:dict) -> dict:
     "A record as it is committed: history thinned to the steps that were validated."
@@ -300,3 +291,56 @@ def read_published(
     "Look specs up among published records."
     found = {canonical_json(r['spec']):r for _, r in read_jsonl(path)} if Path(path).is_file() else {}
     return [found.get(canonical_json(asdict(s))) for s in specs]
+
+# %% ../nbs/09_experiments.ipynb #eed56b00
+def data_size_grid(
+    standard:RunSpec, # Settings of standard finetuning (or task distillation)
+    step_by_step:RunSpec, # Settings of step-by-step
+    sizes:Sequence, # Training examples, or shares of them
+    shuffled:Sequence=(), # Sizes at which to shuffle the rationales
+    equal_compute:Sequence=(), # Sizes at which to give standard finetuning step-by-step's compute
+    field:str='n_train', # "n_train" or "train_fraction": what sizes are
+    seeds:Sequence[int]=range(3),
+) -> dict[str, list[RunSpec]]: # Curve -> specs
+    "The runs of one panel of Figure 4 or 5."
+    longer = replace(standard, max_steps=3*standard.max_steps, patience=3*standard.patience)
+    wanted = dict(standard=(standard, sizes), step_by_step=(step_by_step, sizes),
+                  shuffled=(replace(step_by_step, rationales='shuffled'), shuffled), equal_compute=(longer, equal_compute))
+    return {curve:[replace(spec, **{field:n}, seed=seed, subset_seed=seed) for n in at for seed in seeds] for curve, (spec, at) in wanted.items() if at}
+
+# %% ../nbs/09_experiments.ipynb #bfda94f4
+def train_panels(
+    panels:dict[str, dict[str, list[RunSpec]]],
+    data_dir:str|Path|None=None,
+    workers:int=0, # Processes; 0: one for each CPU
+) -> dict[str, dict[str, list[dict]]]: # task -> curve -> records
+    "Make the runs of all panels that were not made before."
+    specs = [s for panel in panels.values() for some in panel.values() for s in some]
+    made = dict(zip(specs, run_all(specs, data_dir, workers=workers)))
+    return {task:{curve:[made[s] for s in some] for curve, some in panel.items()} for task, panel in panels.items()}
+
+def read_panels(
+    panels:dict[str, dict[str, list[RunSpec]]],
+    path:Path, # A file of `reports/results`
+) -> dict[str, dict[str, list[dict]]]: # task -> curve -> records; what was not published is left out
+    "Look the runs of all panels up among published records."
+    found = {task:{curve:[r for r in read_published(path, some) if r] for curve, some in panel.items()} for task, panel in panels.items()}
+    return {task:{c:some for c, some in panel.items() if some} for task, panel in found.items() if any(panel.values())}
+
+def panels_to_rows(panels:dict[str, dict[str, list[dict]]]) -> list[dict]:
+    "The records of all panels as they are published: each once, ordered by key."
+    records = {r['key']:published(r) for panel in panels.values() for some in panel.values() for r in some}
+    return [records[k] for k in sorted(records)]
+
+# %% ../nbs/09_experiments.ipynb #6aa070b1
+def run_status(runs_dir:str|Path|None=None) -> dict: # done, failed, pending, seconds_done
+    "How far the grids of a runs folder are."
+    folder = find_runs_dir(runs_dir)
+    wanted = {k for g in (folder/'grids').glob('*.json') for k in json.loads(g.read_text())}
+    done = {p.parent.name for p in folder.glob('*/record.json')}
+    failed = {p.parent.name for p in folder.glob('*/error.txt')} - done
+    seconds = [json.loads((folder/k/'record.json').read_text())['time']['seconds'] for k in done & wanted]
+    left = len(wanted-done-failed)
+    mean = sum(seconds)/len(seconds) if seconds else None
+    running = len(list(folder.glob("*/running")))
+    return dict(done=len(done), running=running, failed=len(failed), pending=max(0, left-running), seconds_left=None if mean is None else round(mean*left/default_workers()))

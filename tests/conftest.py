@@ -1,0 +1,37 @@
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+os.environ['TOKENIZERS_PARALLELISM'] = 'false'
+
+
+def pytest_addoption(parser): parser.addoption('--slow', action='store_true', help='run slow tests as well')
+
+
+def pytest_configure(config): config.addinivalue_line('markers', 'slow: takes a minute or more; run with --slow')
+
+
+def pytest_collection_modifyitems(config, items):
+    for item in items:
+        if 'slow' in item.keywords and not config.getoption('--slow'): item.add_marker(pytest.mark.skip(reason='slow: run with --slow'))
+
+
+@pytest.fixture
+def recorded():
+    "Folder of the authors' data, where there is one."
+    folder = os.environ.get('DSBS_DATA')
+    if not folder or not (Path(folder)/'cqa'/'cqa_test.json').is_file(): pytest.skip('needs the recorded data: set DSBS_DATA')
+    return folder
+
+
+@pytest.fixture
+def dsbs(tmp_path):
+    "Call the command in a process of its own: (exit status, standard output, standard error)."
+    import subprocess, sys
+    def call(*args, runs=tmp_path/'runs', timeout=300):
+        done = subprocess.run([sys.executable, '-m', 'dsbs.cli', *map(str, args)], capture_output=True, text=True, timeout=timeout,
+                              cwd=ROOT, env=os.environ | {'DSBS_RUNS':str(runs)})
+        return done.returncode, done.stdout, done.stderr
+    return call

@@ -1,0 +1,130 @@
+"The command as a shell sees it: bad calls, stopping and going on, and the paper's data."
+import json, os, shutil, signal, subprocess, sys, time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = ['student=scratch-32x1', 'max_steps=20', 'eval_every=10', 'learning_rate=3e-3', 'batch_size=8', 'n_train=64']
+
+
+def one_line(result, *words):
+    status, out, err = result
+    lines = [l for l in err.splitlines() if l.strip()]
+    assert status == 2 and not out and len(lines) == 1, result
+    for word in words: assert word in lines[0], lines[0]
+
+
+@pytest.mark.parametrize('call, words', [
+    (['run', 'task=sudoku'], ["unknown task 'sudoku'", 'same_kind']),
+    (['run', 'method=magic'], ["unknown method 'magic'", 'step_by_step']),
+    (['run', 'metod=standard'], ['did you mean method?']),
+    (['run', 'n_train=99999'], ['n_train=99999', '2400 rows']),
+    (['run', 'n_train=5', 'train_fraction=0.5'], ['not both']),
+    (['run', 'train_fraction=2'], ['train_fraction=2.0']),
+    (['run', 'learning_rate=fast'], ['should be a number']),
+    (['run', 'learning_rate=nan'], ['learning_rate']),
+    (['run', 'task=same_kind', 'task=heavier'], ['given twice']),
+    (['run', 'student=bert'], ["unknown student 'bert'"]),
+    (['run', 'student=./nbs'], ['no config.json']),
+    (['run', 'stand_in=true'], ['stand_in=true works for']),
+    (['run', 'task=cqa', '--data-dir', 'nowhere'], ['cqa_train.json is missing']),
+    (['run', 'task=esnli', '--data-dir', 'nowhere'], ['esnli_train.json is missing', 'stand_in=true']),
+    (['teacher', 'cqa', '--split', 'dev'], ["unknown split 'dev'"]),
+    (['reproduce', 'fig99'], ["unknown figure 'fig99'"]),
+    (['reproduce', '--preset', 'fast'], ["unknown preset 'fast'"]),
+    (['reproduce', '--preset', 'paper'], ["no preset 'paper'"]),
+    (['reproduce', '--workers', '-1'], ['not a whole number']),
+    (['fly'], ["'fly'"]), ([], ['command'])], ids=lambda x: ' '.join(x) if isinstance(x, list) else '')
+def test_a_wrong_call_gets_one_line(dsbs, tmp_path, call, words):
+    one_line(dsbs(*call), *words)
+    assert not (tmp_path/'runs').exists() or not list((tmp_path/'runs').rglob('*.json'))
+
+
+@pytest.mark.parametrize('content, words', [
+    (b'', ['no rows']), (b'{"input": "a"', [':1: not JSON']), (b'[1]', [':1: expected an object']), (b'\xff\xfe', ['not UTF-8']),
+    (b'{"input": "a and b?", "label": "( 1 )"}\n{"input": "c?"}', [":2: no field 'label'"]), (b'{"input": " ", "label": "1"}', ["'input' is empty"])])
+def test_a_broken_data_file_gets_one_line(dsbs, tmp_path, content, words):
+    folder = tmp_path/'data'/'svamp'; folder.mkdir(parents=True)
+    (folder/'svamp_train.json').write_bytes(content)
+    one_line(dsbs('run', 'task=svamp', '--data-dir', tmp_path/'data'), 'svamp_train.json', *words)
+
+
+def test_help_is_quick():
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, '-m', 'dsbs.cli', '--help'], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0 and 'reproduce' in done.stdout
+    assert time.perf_counter()-start < 2
+
+
+def test_run_prints_its_record_and_is_not_made_twice(dsbs):
+    status, out, err = dsbs('run', *TINY, '--json')
+    record = json.loads(out)
+    assert status == 0 and {'key', 'spec', 'metrics', 'history', 'provenance'} <= set(record)
+    assert len(record['history']) == 20 and record['history'][-1]['loss'] < record['history'][0]['loss']
+    assert json.loads(dsbs('run', *TINY, '--json')[1]) == record
+
+
+def test_same_spec_same_record(dsbs, tmp_path):
+    from dsbs.experiments import same_numbers
+    first, second = (json.loads(dsbs('run', *TINY, '--json', runs=tmp_path/name)[1]) for name in 'ab')
+    assert same_numbers(first) == same_numbers(second)
+
+
+def test_figures_by_preset_recorded_are_the_committed_ones(dsbs, tmp_path):
+    if not list((ROOT/'reports'/'results').glob('*.jsonl')): pytest.skip('no published results yet')
+    reports = tmp_path/'reports'; shutil.copytree(ROOT/'reports'/'results', reports/'results')
+    status, out, err = dsbs('reproduce', 'fig4', '--preset', 'recorded', '--reports', reports, '--json')
+    assert status == 0, err
+    for svg in (reports/'figures').glob('*.svg'): assert svg.read_bytes() == (ROOT/'reports'/'figures'/svg.name).read_bytes()
+
+
+def test_smoke_leaves_good_figures_alone(dsbs, tmp_path):
+    reports = tmp_path/'reports'; (reports/'figures').mkdir(parents=True); (reports/'figures'/'fig4_data_size_human_embedded.png').write_bytes(b'good')
+    status, out, err = dsbs('reproduce', 'fig4', '--preset', 'smoke', '--reports', reports, '--json')
+    assert status == 0, err
+    written = [Path(p) for p in json.loads(out)['written']]
+    assert {p.suffix for p in written} == {'.png', '.svg', '.jsonl', '.ipynb'} and all(p.is_relative_to(reports/'smoke') for p in written)
+    assert (reports/'figures'/'fig4_data_size_human_embedded.png').read_bytes() == b'good'
+    assert not list(reports.glob('.staging-*'))
+
+
+def test_killed_grid_goes_on_where_it_stopped(dsbs, tmp_path):
+    "SIGKILL in the middle: what was recorded is not made again, and the results are those of an undisturbed run."
+    from dsbs.experiments import same_numbers
+    env = os.environ | {'DSBS_RUNS':str(tmp_path/'runs')}
+    command = [sys.executable, '-m', 'dsbs.cli', 'reproduce', 'fig4', '--preset', 'smoke', '--workers', '1', '--reports', str(tmp_path/'reports')]
+    started = subprocess.Popen(command, cwd=ROOT, env=env, stderr=subprocess.DEVNULL)
+    records = lambda: {p:p.stat().st_mtime_ns for p in (tmp_path/'runs').glob('*/record.json')}
+    deadline = time.time()+120
+    while len(records()) < 3 and time.time() < deadline: time.sleep(.05)
+    started.send_signal(signal.SIGKILL); started.wait()
+    time.sleep(4)
+    before = records(); time.sleep(2)
+    assert 3 <= len(before) < 20 and records() == before, 'workers must end with the command'
+    assert not list((tmp_path/'reports').rglob('*.png'))
+    assert dsbs('reproduce', 'fig4', '--preset', 'smoke', '--reports', tmp_path/'reports')[0] == 0
+    after = records()
+    assert len(after) > len(before) and all(after[p] == t for p, t in before.items())
+    kept = list(after)[0]; record = json.loads(kept.read_text())
+    spec = [f'{k}={v}' for k, v in record['spec'].items() if v is not None and v != '']
+    again = json.loads(dsbs('run', *spec, '--json', runs=tmp_path/'fresh')[1])
+    assert same_numbers(again) == same_numbers(record)
+
+
+@pytest.mark.parametrize('task, split, accuracy', [('cqa', 'test', 77.23), ('cqa', 'train', 74.26), ('svamp', 'test', 74.00), ('svamp', 'train', 73.50),
+                                                   ('anli1', 'validation', 66.80), ('esnli', 'validation', 73.17)])
+def test_recorded_teacher(dsbs, recorded, task, split, accuracy):
+    status, out, err = dsbs('teacher', task, '--split', split, '--json', '--data-dir', recorded)
+    result = json.loads(out)
+    assert status == 0 and result['accuracy'] == accuracy and {'task', 'split', 'teacher', 'n', 'correct', 'unreadable'} <= set(result)
+
+
+@pytest.mark.parametrize('settings', [['task=cqa'], ['task=svamp'], ['task=esnli', 'stand_in=true'], ['task=anli1', 'stand_in=true', 'label_source=teacher'],
+                                      ['task=svamp', 'method=single_task', 'max_target=48'], ['task=cqa', 'method=rationale_as_input'], ['task=svamp', 'prefix_style=authors', 'loss_form=authors']], ids=' '.join)
+def test_paper_data_trains(dsbs, recorded, settings):
+    status, out, err = dsbs('run', *settings, 'student=scratch-32x1', 'max_steps=50', 'eval_every=50', 'n_train=256', 'batch_size=16', 'learning_rate=3e-3', '--json', '--data-dir', recorded)
+    assert status == 0, err
+    record = json.loads(out)
+    assert record['history'][-1]['loss'] < record['history'][0]['loss']
+    assert bool(record['stand_in']) == ('stand_in=true' in settings)

@@ -1,0 +1,91 @@
+"What is generated equals what it is generated from."
+import ast, configparser, re, shutil, subprocess, sys
+from pathlib import Path
+
+import nbformat, pytest, yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+FLOORS = ['records', 'tasks', 'prompts', 'teacher', 'extraction', 'student', 'multitask', 'training', 'evaluation', 'experiments',
+          'claims', 'plotting', 'reporting', 'cli']
+
+
+def pins(lines): return {line.strip() for line in lines if re.match(r'^\s*[A-Za-z0-9]', line)}
+
+
+@pytest.fixture
+def copy(tmp_path):
+    for name in ('nbs', 'dsbs'): shutil.copytree(ROOT/name, tmp_path/name, ignore=shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints'))
+    for name in ('settings.ini', 'README.md'): shutil.copy(ROOT/name, tmp_path/name)
+    return tmp_path
+
+
+def same_files(a, b):
+    files = lambda top: {p.relative_to(top):p.read_bytes() for p in top.rglob('*') if p.is_file() and '__pycache__' not in p.parts}
+    left, right = files(a), files(b)
+    return sorted(str(p) for p in left.keys() | right.keys() if left.get(p) != right.get(p))
+
+
+def test_export_is_in_step(copy):
+    subprocess.run([Path(sys.executable).parent/'nbdev_export'], cwd=copy, check=True, capture_output=True)
+    assert not same_files(copy/'dsbs', ROOT/'dsbs')
+
+
+def test_notebooks_are_clean(copy):
+    subprocess.run([Path(sys.executable).parent/'nbdev_clean', '--fname', 'nbs'], cwd=copy, check=True, capture_output=True)
+    ignore = lambda names: [n for n in names if '.ipynb_checkpoints' not in n]
+    assert not ignore(same_files(copy/'nbs', ROOT/'nbs'))
+
+
+def test_readme_is_in_step():
+    from dsbs.reporting import readme_text
+    assert (ROOT/'README.md').read_text() == readme_text()
+
+
+def test_conda_pins_equal_pip_pins():
+    environment = yaml.safe_load((ROOT/'environment.yml').read_text())
+    python, pip, nested = environment['dependencies']
+    assert (python, pip) == ('python=3.11', 'pip')
+    conda = {p for p in nested['pip'] if not p.startswith('-c ')}
+    assert conda == pins((ROOT/'requirements.txt').read_text().splitlines())
+    assert '-c constraints.txt' in nested['pip']
+
+
+def test_requirements_are_constrained_and_cover_settings():
+    constraints = pins((ROOT/'constraints.txt').read_text().splitlines())
+    required = pins((ROOT/'requirements.txt').read_text().splitlines())
+    assert required <= constraints
+    settings = configparser.ConfigParser(delimiters=['=']); settings.read(ROOT/'settings.ini')
+    names = {re.split(r'[<>=!]', r)[0] for key in ('requirements', 'dev_requirements') for r in settings['DEFAULT'][key].split()}
+    assert names == {r.split('==')[0] for r in required}
+    assert 'torch==2.13.0' in required
+
+
+def imports_of(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.level or (node.module or '').startswith('dsbs')):
+            yield (node.module or '').removeprefix('dsbs.').split('.')[0] or node.names[0].name
+
+
+def test_floors():
+    modules = [p for p in (ROOT/'dsbs').glob('*.py') if not p.stem.startswith('_')]
+    assert {p.stem for p in modules} <= set(FLOORS)
+    wrong = [f'{p.stem} imports {name}' for p in modules for name in imports_of(p) if name in FLOORS and FLOORS.index(name) >= FLOORS.index(p.stem)]
+    assert not wrong
+
+
+def test_figure_notebooks_define_no_module_and_have_parameters():
+    for path in (ROOT/'nbs'/'figures').glob('*.ipynb'):
+        cells = nbformat.read(path, 4).cells
+        assert not any('#| export' in c.source or '#| default_exp' in c.source for c in cells)
+        assert sum('parameters' in c.metadata.get('tags', []) for c in cells) == 1
+
+
+def test_committed_records_are_what_the_figures_say():
+    "Every published record names a commit, a clean checkout and three seeds, and hashes of its data."
+    from dsbs.records import read_jsonl
+    for path in (ROOT/'reports'/'results').glob('*.jsonl'):
+        rows = [r for _, r in read_jsonl(path)]
+        assert rows
+        for r in rows:
+            assert re.fullmatch('[0-9a-f]{40}', r['provenance']['commit']) and r['provenance']['dirty'] is False, r['key']
+            assert re.fullmatch('[0-9a-f]{64}', r['key']) and all(r['data'][s] for s in ('train', 'validation', 'test', 'teacher'))
