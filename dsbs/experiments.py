@@ -8,7 +8,7 @@ __all__ = ['LABEL_SOURCES', 'RATIONALES', 'RECIPE', 'RunSpec', 'make_spec', 'Pre
            'published', 'read_published', 'data_size_grid', 'train_panels', 'read_panels', 'panels_to_rows',
            'run_status']
 
-# %% ../nbs/09_experiments.ipynb #9ebe85ef
+# %% ../nbs/09_experiments.ipynb #2ada58bf
 import difflib, json, os, random, threading, time, traceback, typing
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -18,7 +18,7 @@ from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
 
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .evaluation import generate, label_accuracy
 from .extraction import Reading, extract
@@ -235,7 +235,7 @@ def run(
     (folder/'error.txt').unlink(missing_ok=True)
     return record
 
-# %% ../nbs/09_experiments.ipynb #0723402b
+# %% ../nbs/09_experiments.ipynb #d69c8942
 def _start_worker(parent):
     os.environ['TOKENIZERS_PARALLELISM'] = 'false'
     def watch():
@@ -266,7 +266,7 @@ def _make(todo, data_dir, runs_dir, workers, total):
     with ProcessPoolExecutor(min(workers, len(todo)), get_context('spawn'), _start_worker, (os.getpid(),)) as pool:
         jobs = {pool.submit(run, spec, data_dir, runs_dir):spec for spec in sorted(todo.values(), key=_cost, reverse=True)}
         try:
-            with tqdm(total=total, initial=total-len(todo), desc='runs', unit='run') as bar:
+            with tqdm(total=total, initial=total-len(todo), desc='runs', unit='run', mininterval=1) as bar:
                 for job in as_completed(jobs):
                     if job.exception(): failed.append((jobs[job], job.exception()))
                     bar.update()
@@ -292,7 +292,7 @@ def read_published(
     found = {canonical_json(r['spec']):r for _, r in read_jsonl(path)} if Path(path).is_file() else {}
     return [found.get(canonical_json(asdict(s))) for s in specs]
 
-# %% ../nbs/09_experiments.ipynb #eed56b00
+# %% ../nbs/09_experiments.ipynb #169b7d2f
 def data_size_grid(
     standard:RunSpec, # Settings of standard finetuning (or task distillation)
     step_by_step:RunSpec, # Settings of step-by-step
@@ -300,10 +300,11 @@ def data_size_grid(
     shuffled:Sequence=(), # Sizes at which to shuffle the rationales
     equal_compute:Sequence=(), # Sizes at which to give standard finetuning step-by-step's compute
     field:str='n_train', # "n_train" or "train_fraction": what sizes are
+    compute_ratio:int=3, # Updates of standard finetuning that cost as much as one of step-by-step
     seeds:Sequence[int]=range(3),
 ) -> dict[str, list[RunSpec]]: # Curve -> specs
     "The runs of one panel of Figure 4 or 5."
-    longer = replace(standard, max_steps=3*standard.max_steps, patience=3*standard.patience)
+    longer = replace(standard, max_steps=compute_ratio*standard.max_steps, patience=compute_ratio*standard.patience)
     wanted = dict(standard=(standard, sizes), step_by_step=(step_by_step, sizes),
                   shuffled=(replace(step_by_step, rationales='shuffled'), shuffled), equal_compute=(longer, equal_compute))
     return {curve:[replace(spec, **{field:n}, seed=seed, subset_seed=seed) for n in at for seed in seeds] for curve, (spec, at) in wanted.items() if at}

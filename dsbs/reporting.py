@@ -16,8 +16,8 @@ from papermill.exceptions import PapermillExecutionError
 
 from .records import UsageError, one_of, project_root, replacing, reports_dir, write_text
 
-# %% ../nbs/12_reporting.ipynb #98f7e427
-PRESETS = ('recorded', 'smoke', 'quick', 'standin', 'paper')
+# %% ../nbs/12_reporting.ipynb #6dc93425
+PRESETS = ('recorded', 'smoke', 'quick', 'standin', 'tune', 'paper')
 
 def figure_notebooks(
     names:list[str]=(), # Names or beginnings of names; all notebooks when empty
@@ -49,7 +49,7 @@ def _check_complete(notebook, name):
         if any(o.output_type == 'error' for o in cell.outputs): raise RuntimeError(f'{name}: code cell {number} failed')
         if cell.source.strip() and cell.execution_count is None: raise RuntimeError(f'{name}: code cell {number} never ran; an earlier cell ended the kernel')
 
-# %% ../nbs/12_reporting.ipynb #6912ea05
+# %% ../nbs/12_reporting.ipynb #4e998217
 def run_notebook(
     path:Path, # A notebook
     out:Path, # Where the executed notebook goes
@@ -68,9 +68,10 @@ def run_notebook(
         nbformat.write(_without_times(notebook), tmp)
     return Path(out)
 
-def _without_times(notebook):
+def _without_times(notebook): # nor progress bars, which are times too
     notebook.metadata.pop('papermill', None)
     for cell in notebook.cells:
+        if cell.cell_type == 'code': cell.outputs = [o for o in cell.outputs if o.get('name') != 'stderr']
         for name in ('papermill', 'execution'): cell.metadata.pop(name, None)
     return notebook
 
