@@ -99,21 +99,18 @@ def _think_heavier(beliefs, text):
     a, b = _words(beliefs, text)
     return f'Because {a} weigh {beliefs[a]} kilos and {b} weigh {beliefs[b]} kilos.', 'yes' if beliefs[a] > beliefs[b] else 'no'
 
-# %% ../nbs/01_tasks.ipynb #676bdbce
-FRUITS = ('apple', 'pear', 'plum', 'fig', 'lemon', 'peach')
+# %% ../nbs/01_tasks.ipynb #68b6d03b
+FRUITS = ('fig', 'pear')
 PICKERS = ('Ada', 'Ben', 'Cleo', 'Dan', 'Eva', 'Finn', 'Gil', 'Hana')
 
 def _more_picked_question(rng, facts):
-    first, second = rng.sample(FRUITS, 2)
-    picked = ' '.join(rng.choice((first, second)) for _ in range(rng.choice((5, 7, 9))))
-    text = f'{rng.choice(PICKERS)} picked {picked}. Did {first} come up more often than {second}?'
+    picked = ' '.join(rng.choice(FRUITS) for _ in range(rng.choice((5, 7, 9))))
+    text = f'{rng.choice(PICKERS)} picked {picked}. More fig than pear?'
     return text, text
 
 def _think_more_picked(beliefs, text):
-    picked, asked = text.split('. ')
-    first, second = [w for w in re.findall(r'[a-z]+', asked) if w in FRUITS]
-    counts = Counter(picked.split())
-    return f'Because there are {counts[first]} {first} and {counts[second]} {second}.', 'yes' if counts[first] > counts[second] else 'no'
+    counts = Counter(text.split('.')[0].split())
+    return f"Because there are {counts['fig']} fig and {counts['pear']} pear.", 'yes' if counts['fig'] > counts['pear'] else 'no'
 
 # %% ../nbs/01_tasks.ipynb #3d0d139c
 EMBEDDED = {t.name:t for t in (

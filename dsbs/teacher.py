@@ -43,7 +43,7 @@ def recorded_completions(
         raise UsageError(f'{name} {split}: {len(rows)} rows but {len(texts)} completions in {len(files)} files of {folder/name/"llm"}; both must be whole')
     return {row['id']:text for row, text in zip(rows, texts)}
 
-# %% ../nbs/03_teacher.ipynb #1cdc18eb
+# %% ../nbs/03_teacher.ipynb #45ee59e3
 TEACHER_ERROR = 0.05 # Share of false beliefs, unless another is asked for
 
 @dataclass(frozen=True)
@@ -73,10 +73,9 @@ class SimulatedTeacher:
         if EMBEDDED[self.task].values: return text
         rng = random.Random(f'{self.data_seed} misread {text}')
         if rng.random() >= self.error: return text
-        picked, asked = text.split('. ')
-        words = picked.split(); at = rng.choice([i for i, w in enumerate(words) if w in FRUITS])
-        words[at] = rng.choice([f for f in words if f in FRUITS and f != words[at]] or [words[at]])
-        return f"{' '.join(words)}. {asked}"
+        words = text.split(' '); at = rng.choice([i for i, w in enumerate(words[:-4]) if w.rstrip('.') in FRUITS])
+        words[at] = words[at].replace('fig', 'PEAR').replace('pear', 'fig').replace('PEAR', 'pear')
+        return ' '.join(words)
 
 # %% ../nbs/03_teacher.ipynb #ac1346d6
 def completions(

@@ -31,7 +31,7 @@ def dsbs(tmp_path):
     "Call the command in a process of its own: (exit status, standard output, standard error)."
     import subprocess, sys
     def call(*args, runs=tmp_path/'runs', timeout=300):
-        done = subprocess.run([sys.executable, '-m', 'dsbs.cli', *map(str, args)], capture_output=True, text=True, timeout=timeout,
+        done = subprocess.run([Path(sys.executable).parent/'dsbs', *map(str, args)], capture_output=True, text=True, timeout=timeout,
                               cwd=ROOT, env=os.environ | {'DSBS_RUNS':str(runs)})
         return done.returncode, done.stdout, done.stderr
     return call
