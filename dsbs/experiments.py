@@ -309,15 +309,18 @@ def data_size_grid(
                   shuffled=(replace(step_by_step, rationales='shuffled'), shuffled), equal_compute=(longer, equal_compute))
     return {curve:[replace(spec, **{field:n}, seed=seed, subset_seed=seed) for n in at for seed in seeds] for curve, (spec, at) in wanted.items() if at}
 
-# %% ../nbs/09_experiments.ipynb #bfda94f4
+# %% ../nbs/09_experiments.ipynb #285ac70d
 def train_panels(
     panels:dict[str, dict[str, list[RunSpec]]],
     data_dir:str|Path|None=None,
     workers:int=0, # Processes; 0: one for each CPU
+    known:Path|None=None, # A file of `reports/results` whose records count as made
 ) -> dict[str, dict[str, list[dict]]]: # task -> curve -> records
     "Make the runs of all panels that were not made before."
     specs = [s for panel in panels.values() for some in panel.values() for s in some]
-    made = dict(zip(specs, run_all(specs, data_dir, workers=workers)))
+    made = {s:r for s, r in zip(specs, read_published(known, specs) if known else []) if r and r['key'] == run_key(s, data_dir)}
+    todo = [s for s in specs if s not in made]
+    made |= dict(zip(todo, run_all(todo, data_dir, workers=workers)))
     return {task:{curve:[made[s] for s in some] for curve, some in panel.items()} for task, panel in panels.items()}
 
 def read_panels(

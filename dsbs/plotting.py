@@ -40,7 +40,7 @@ STYLE = {
     'axes.axisbelow':True, 'lines.linewidth':1.4, 'lines.markersize':4, 'savefig.dpi':200, 'figure.dpi':120,
     'svg.hashsalt':'dsbs', 'svg.fonttype':'none', 'font.family':'DejaVu Sans'}
 
-# %% ../nbs/11_plotting.ipynb #a8cf0b19
+# %% ../nbs/11_plotting.ipynb #1e81bff3
 def accuracy_by_size(
     ax:plt.Axes,
     points:pd.DataFrame, # From `claims.summary`, of one task
@@ -82,7 +82,7 @@ def size_panels(
     fig, axes = plt.subplots(1, len(points), figsize=(width*len(points), 2.9), layout='constrained', squeeze=False, sharey=True)
     for ax, task in zip(axes[0], points): accuracy_by_size(ax, points[task], teacher.get(task), chance.get(task), titles[task])
     for ax in axes[0][1:]: ax.set_ylabel('')
-    shared_legend(fig, axes[0], loc='outside lower center', ncols=3 if len(points) > 1 else 2)
+    shared_legend(fig, axes[0], loc='outside lower center', ncols=max(2, min(3, len(points))))
     return fig
 
 def shared_legend(fig:plt.Figure, axes:Sequence[plt.Axes], **kw) -> mpl.legend.Legend:
