@@ -211,7 +211,7 @@ def same_numbers(record:dict) -> str:
     fixed = {name:value for name, value in record.items() if name not in ('time', 'provenance')}
     return canonical_json(fixed | dict(versions=record['provenance']['versions']))
 
-# %% ../nbs/09_experiments.ipynb #2609a00e
+# %% ../nbs/09_experiments.ipynb #d3c187fe
 def find_record(key:str, runs_dir:str|Path|None=None) -> dict|None:
     "The record of a run made on this machine."
     path = find_runs_dir(runs_dir)/key/'record.json'
@@ -228,9 +228,12 @@ def run(
     "Make a run, or return its record if it was made already."
     key = run_key(spec, data_dir); folder = find_runs_dir(runs_dir)/key
     if (record := find_record(key, runs_dir)): return record
+    running = write_text(folder/'running', str(os.getpid()))
     try: record, *_ = train_run(spec, data_dir, progress)
-    except Exception:
-        write_text(folder/'error.txt', traceback.format_exc()); raise
+    except Exception as e:
+        if not isinstance(e, UsageError): write_text(folder/'error.txt', traceback.format_exc())
+        raise
+    finally: running.unlink(missing_ok=True)
     write_text(folder/'record.json', canonical_json(record))
     (folder/'error.txt').unlink(missing_ok=True)
     return record
@@ -336,15 +339,20 @@ def panels_to_rows(panels:dict[str, dict[str, list[dict]]]) -> list[dict]:
     records = {r['key']:published(r) for panel in panels.values() for some in panel.values() for r in some}
     return [records[k] for k in sorted(records)]
 
-# %% ../nbs/09_experiments.ipynb #6aa070b1
-def run_status(runs_dir:str|Path|None=None) -> dict: # done, failed, pending, seconds_done
+# %% ../nbs/09_experiments.ipynb #ab2ca0b1
+def _alive(path):
+    try: os.kill(int(path.read_text()), 0)
+    except (OSError, ValueError): return False
+    return True
+
+def run_status(runs_dir:str|Path|None=None) -> dict: # done, running, failed, pending, seconds_left
     "How far the grids of a runs folder are."
     folder = find_runs_dir(runs_dir)
     wanted = {k for g in (folder/'grids').glob('*.json') for k in json.loads(g.read_text())}
     done = {p.parent.name for p in folder.glob('*/record.json')}
     failed = {p.parent.name for p in folder.glob('*/error.txt')} - done
     seconds = [json.loads((folder/k/'record.json').read_text())['time']['seconds'] for k in done & wanted]
-    left = len(wanted-done-failed)
+    running = {p.parent.name for p in folder.glob('*/running') if _alive(p)} - done
+    left = len(wanted-done-failed-running)
     mean = sum(seconds)/len(seconds) if seconds else None
-    running = len(list(folder.glob("*/running")))
-    return dict(done=len(done), running=running, failed=len(failed), pending=max(0, left-running), seconds_left=None if mean is None else round(mean*left/default_workers()))
+    return dict(done=len(done), running=len(running), failed=len(failed), pending=left, seconds_left=None if mean is None else round(mean*(left+len(running))/default_workers()))

@@ -98,7 +98,7 @@ def collate(examples:Sequence[Tokenised]) -> Batch:
     inputs = _pad([e.label_input for e in examples] + [e.rationale_input for e in why], 0)
     return Batch(inputs, (inputs != 0).long(), _pad([e.label_target for e in examples], -100), _pad([e.rationale_target for e in why], -100))
 
-# %% ../nbs/06_multitask.ipynb #e42c8583
+# %% ../nbs/06_multitask.ipynb #3d724346
 LOSS_FORMS = ('paper', 'authors')
 DECODE_APART = 16 # From so many target tokens on, labels and rationales are decoded apart
 
@@ -133,7 +133,7 @@ class StepByStep(nn.Module):
         return dict(loss=self.scale*(label + self.rationale_weight*rationale), label_loss=label, rationale_loss=rationale)
 
     def _token_losses(self, memory, mask, targets): # [tokens] losses of the real targets, [tokens] their rows
-        hidden = self.t5.decoder(input_ids=self.t5._shift_right(targets), encoder_hidden_states=memory, encoder_attention_mask=mask).last_hidden_state
+        hidden = self.t5.decoder(input_ids=self.t5._shift_right(targets), encoder_hidden_states=memory, encoder_attention_mask=mask, use_cache=False).last_hidden_state
         rows, columns = (targets != -100).nonzero(as_tuple=True)
         hidden = hidden[rows, columns] * (self.t5.model_dim**-.5 if self.t5.config.scale_decoder_outputs else 1.)
         return cross_entropy(self.t5.lm_head(hidden).float(), targets[rows, columns], reduction='none'), rows

@@ -35,3 +35,14 @@ def dsbs(tmp_path):
                               cwd=ROOT, env=os.environ | {'DSBS_RUNS':str(runs)})
         return done.returncode, done.stdout, done.stderr
     return call
+
+
+@pytest.fixture
+def main(tmp_path, monkeypatch, capsys):
+    "The same without a new process: (exit status, standard output, standard error)."
+    from dsbs.cli import main
+    monkeypatch.setenv('DSBS_RUNS', str(tmp_path/'runs')); monkeypatch.chdir(ROOT)
+    def call(*args):
+        status = main([str(a) for a in args])
+        return status, *capsys.readouterr()
+    return call

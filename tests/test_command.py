@@ -36,18 +36,22 @@ def one_line(result, *words):
     (['reproduce', '--preset', 'paper'], ["no preset 'paper'"]),
     (['reproduce', '--workers', '-1'], ['not a whole number']),
     (['fly'], ["'fly'"]), ([], ['command'])], ids=lambda x: ' '.join(x) if isinstance(x, list) else '')
-def test_a_wrong_call_gets_one_line(dsbs, tmp_path, call, words):
-    one_line(dsbs(*call), *words)
+def test_a_wrong_call_gets_one_line(main, tmp_path, call, words):
+    one_line(main(*call), *words)
     assert not (tmp_path/'runs').exists() or not list((tmp_path/'runs').rglob('*.json'))
 
 
 @pytest.mark.parametrize('content, words', [
     (b'', ['no rows']), (b'{"input": "a"', [':1: not JSON']), (b'[1]', [':1: expected an object']), (b'\xff\xfe', ['not UTF-8']),
     (b'{"input": "a and b?", "label": "( 1 )"}\n{"input": "c?"}', [":2: no field 'label'"]), (b'{"input": " ", "label": "1"}', ["'input' is empty"])])
-def test_a_broken_data_file_gets_one_line(dsbs, tmp_path, content, words):
+def test_a_broken_data_file_gets_one_line(main, tmp_path, content, words):
     folder = tmp_path/'data'/'svamp'; folder.mkdir(parents=True)
     (folder/'svamp_train.json').write_bytes(content)
-    one_line(dsbs('run', 'task=svamp', '--data-dir', tmp_path/'data'), 'svamp_train.json', *words)
+    one_line(main('run', 'task=svamp', '--data-dir', tmp_path/'data'), 'svamp_train.json', *words)
+
+
+def test_a_wrong_call_is_the_same_from_a_shell(dsbs):
+    one_line(dsbs('run', 'task=sudoku'), "unknown task 'sudoku'")
 
 
 def test_help_is_quick():
@@ -114,16 +118,16 @@ def test_killed_grid_goes_on_where_it_stopped(dsbs, tmp_path):
 
 @pytest.mark.parametrize('task, split, accuracy', [('cqa', 'test', 77.23), ('cqa', 'train', 74.26), ('svamp', 'test', 74.00), ('svamp', 'train', 73.50),
                                                    ('anli1', 'validation', 66.80), ('esnli', 'validation', 73.17)])
-def test_recorded_teacher(dsbs, recorded, task, split, accuracy):
-    status, out, err = dsbs('teacher', task, '--split', split, '--json', '--data-dir', recorded)
+def test_recorded_teacher(main, recorded, task, split, accuracy):
+    status, out, err = main('teacher', task, '--split', split, '--json', '--data-dir', recorded)
     result = json.loads(out)
     assert status == 0 and result['accuracy'] == accuracy and {'task', 'split', 'teacher', 'n', 'correct', 'unreadable'} <= set(result)
 
 
 @pytest.mark.parametrize('settings', [['task=cqa'], ['task=svamp'], ['task=esnli', 'stand_in=true'], ['task=anli1', 'stand_in=true', 'label_source=teacher'],
                                       ['task=svamp', 'method=single_task', 'max_target=48'], ['task=cqa', 'method=rationale_as_input'], ['task=svamp', 'prefix_style=authors', 'loss_form=authors']], ids=' '.join)
-def test_paper_data_trains(dsbs, recorded, settings):
-    status, out, err = dsbs('run', *settings, 'student=scratch-32x1', 'max_steps=50', 'eval_every=50', 'n_train=256', 'batch_size=16', 'learning_rate=3e-3', '--json', '--data-dir', recorded)
+def test_paper_data_trains(main, recorded, settings):
+    status, out, err = main('run', *settings, 'student=scratch-32x1', 'max_steps=50', 'eval_every=50', 'n_train=256', 'batch_size=16', 'learning_rate=3e-3', '--json', '--data-dir', recorded)
     assert status == 0, err
     record = json.loads(out)
     assert record['history'][-1]['loss'] < record['history'][0]['loss']
