@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['parser', 'main']
 
-# %% ../nbs/13_cli.ipynb #0ed6deae
-import argparse, json, sys
+# %% ../nbs/13_cli.ipynb #8458f132
+import argparse, json, signal, sys, threading
 
 from .records import UsageError
 
@@ -80,11 +80,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument('--split', default='test', help='train, validation or test (default)')
     return top
 
-# %% ../nbs/13_cli.ipynb #81118112
+# %% ../nbs/13_cli.ipynb #f8857792
 def main(
     argv:list[str]|None=None, # Arguments; those of the process when None
 ) -> int: # Exit status
     "The `dsbs` command."
+    if threading.current_thread() is threading.main_thread(): signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         args = parser().parse_args(argv)
         result = args.work(args)

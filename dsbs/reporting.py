@@ -75,7 +75,7 @@ def _without_times(notebook): # nor progress bars, which are times too
         for name in ('papermill', 'execution'): cell.metadata.pop(name, None)
     return notebook
 
-# %% ../nbs/12_reporting.ipynb #6fcfe0ee
+# %% ../nbs/12_reporting.ipynb #6e6e7fd7
 def reproduce(
     names:list[str]=(), # Figures; all when empty
     preset:str='quick', # One of `PRESETS`
@@ -87,9 +87,10 @@ def reproduce(
     one_of('preset', preset, PRESETS)
     written, reports = [], reports_dir(reports or None)
     reports.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(reports)
     for path in figure_notebooks(names):
         check_preset(path, preset)
-        with tempfile.TemporaryDirectory(dir=reports, prefix='.staging-') as stage:
+        with tempfile.TemporaryDirectory(dir=reports, prefix=f'.staging-{os.getpid()}-') as stage:
             out = Path(stage)/'notebooks'/f'{path.stem}.{preset}.ipynb'
             print(f'{path.stem}: preset {preset}', file=sys.stderr)
             run_notebook(path, out, dict(preset=preset, workers=workers, data_dir=str(data_dir), reports=str(reports), stage=stage))
@@ -101,6 +102,12 @@ def check_preset(path:Path, preset:str):
     comment = papermill.inspect_notebook(str(path)).get('preset', {}).get('help', '')
     offered = [p for p in PRESETS if p in comment]
     if preset not in offered: raise UsageError(f'{path.stem} has no preset {preset!r}: choose one of {", ".join(offered)}')
+
+def _remove_abandoned(reports):
+    for folder in reports.glob('.staging-*'):
+        try: os.kill(int(folder.name.split('-')[1]), 0)
+        except ProcessLookupError: shutil.rmtree(folder, ignore_errors=True)
+        except (OSError, ValueError): pass
 
 def _move(stage, target):
     files = [p for p in sorted(stage.rglob('*')) if p.is_file()]

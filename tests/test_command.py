@@ -108,6 +108,7 @@ def test_killed_grid_goes_on_where_it_stopped(dsbs, tmp_path):
     assert 3 <= len(before) < 20 and records() == before, 'workers must end with the command'
     assert not list((tmp_path/'reports').rglob('*.png'))
     assert dsbs('reproduce', 'fig4', '--preset', 'smoke', '--reports', tmp_path/'reports')[0] == 0
+    assert not list((tmp_path/'reports').glob('.staging-*'))
     after = records()
     assert len(after) > len(before) and all(after[p] == t for p, t in before.items())
     kept = list(after)[0]; record = json.loads(kept.read_text())
