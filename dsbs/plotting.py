@@ -15,7 +15,7 @@ from matplotlib import pyplot as plt
 
 from .records import replacing
 
-# %% ../nbs/11_plotting.ipynb #123c27ac
+# %% ../nbs/11_plotting.ipynb #3efba8a8
 @dataclass(frozen=True)
 class Look:
     "Name, colour, marker and line of a curve."
@@ -29,6 +29,7 @@ LOOKS = {
     'task_distillation': Look('Standard task distillation', '#E69F00', 'D'),
     'step_by_step': Look('Distilling step-by-step', '#0072B2', 'o'),
     'shuffled': Look('Step-by-step, rationales shuffled', '#56B4E9', 'v', '--'),
+    'uninformed': Look('Step-by-step, teacher that guesses', '#882255', 'd', '--'),
     'equal_compute': Look('Standard finetuning, equal compute', '#D55E00', '^', '--'),
     'single_task': Look('Single-task training', '#009E73', 'P'),
     'rationale_as_input': Look('Rationale as input', '#CC79A7', 'X'),
@@ -40,7 +41,7 @@ STYLE = {
     'axes.axisbelow':True, 'lines.linewidth':1.4, 'lines.markersize':4, 'savefig.dpi':200, 'figure.dpi':120,
     'svg.hashsalt':'dsbs', 'svg.fonttype':'none', 'font.family':'DejaVu Sans'}
 
-# %% ../nbs/11_plotting.ipynb #1e81bff3
+# %% ../nbs/11_plotting.ipynb #bae1bd4c
 def accuracy_by_size(
     ax:plt.Axes,
     points:pd.DataFrame, # From `claims.summary`, of one task
@@ -52,13 +53,15 @@ def accuracy_by_size(
     for curve in [c for c in LOOKS if c in set(points['curve'])]:
         look, p = LOOKS[curve], points[points['curve'] == curve].sort_values('n_train')
         ax.errorbar(p['n_train'], p['mean'], yerr=p['error'].where(p['n'] > 1), color=look.color, linestyle=look.line, marker=look.marker,
-                    capsize=2, elinewidth=1, label=look.name, markerfacecolor=look.color if (p['n'] > 1).all() else 'white')
+                    capsize=2, elinewidth=1, label=look.name)
+        alone = p[p['n'] == 1]
+        ax.plot(alone['n_train'], alone['mean'], linestyle='', marker=look.marker, color=look.color, markerfacecolor='white', zorder=3)
     if teacher is not None: ax.axhline(teacher, color=LOOKS['few_shot_cot'].color, linestyle=':', linewidth=1.2, label=LOOKS['few_shot_cot'].name)
     if chance is not None: ax.axhline(chance, color='#999999', linewidth=.8, label='Commonest label')
     sizes = sorted(points['n_train'].unique())
     ax.set_xscale('log', base=2)
     ax.set_xticks(sizes, [f'{n:,}' for n in sizes]); ax.minorticks_off()
-    ax.set_xlabel('Training examples'); ax.set_ylabel('Test accuracy (%)')
+    ax.set_xlabel(f'Training examples ({seeds_note(points)})'); ax.set_ylabel('Test accuracy (%)')
     ax.set_title(literal(title), loc='left')
     return ax
 
@@ -67,9 +70,9 @@ def literal(text:str) -> str:
     return text.replace('$', r'\$')
 
 def seeds_note(points:pd.DataFrame) -> str:
-    "How many seeds stand behind the points, for a caption."
+    "How many seeds stand behind each point."
     low, high = int(points['n'].min()), int(points['n'].max())
-    return f'n = {low} seeds per point' if low == high else f'n = {low} to {high} seeds per point'
+    return f'n = {low} seeds' if low == high else f'n = {low} to {high} seeds'
 
 def size_panels(
     points:dict[str, pd.DataFrame], # Task -> its points, from `claims.summary`
