@@ -41,7 +41,7 @@ STYLE = {
     'axes.axisbelow':True, 'lines.linewidth':1.4, 'lines.markersize':4, 'savefig.dpi':200, 'figure.dpi':120,
     'svg.hashsalt':'dsbs', 'svg.fonttype':'none', 'font.family':'DejaVu Sans'}
 
-# %% ../nbs/11_plotting.ipynb #bae1bd4c
+# %% ../nbs/11_plotting.ipynb #06b31042
 def accuracy_by_size(
     ax:plt.Axes,
     points:pd.DataFrame, # From `claims.summary`, of one task
@@ -60,7 +60,7 @@ def accuracy_by_size(
     if chance is not None: ax.axhline(chance, color='#999999', linewidth=.8, label='Commonest label')
     sizes = sorted(points['n_train'].unique())
     ax.set_xscale('log', base=2)
-    ax.set_xticks(sizes, [f'{n:,}' for n in sizes]); ax.minorticks_off()
+    ax.set_xticks(sizes, [f'{n:,}' for n in sizes], rotation=45 if len(sizes) > 4 else 0); ax.minorticks_off()
     ax.set_xlabel(f'Training examples ({seeds_note(points)})'); ax.set_ylabel('Test accuracy (%)')
     ax.set_title(literal(title), loc='left')
     return ax
