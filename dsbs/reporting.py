@@ -49,12 +49,13 @@ def _check_complete(notebook, name):
         if any(o.output_type == 'error' for o in cell.outputs): raise RuntimeError(f'{name}: code cell {number} failed')
         if cell.source.strip() and cell.execution_count is None: raise RuntimeError(f'{name}: code cell {number} never ran; an earlier cell ended the kernel')
 
-# %% ../nbs/12_reporting.ipynb #4e998217
+# %% ../nbs/12_reporting.ipynb #c3c31b7c
 def run_notebook(
     path:Path, # A notebook
     out:Path, # Where the executed notebook goes
     parameters:dict, # Each must be in the notebook's parameters cell
     timeout:int|None=None, # Longest time of one cell in seconds; no limit when None
+    private:tuple[str, ...]=(), # Parameters not to be kept in the executed notebook: folders of this machine
 ) -> Path:
     "Execute a notebook; `out` is replaced only when every cell has run."
     path = Path(path); check_parameters(path, parameters)
@@ -65,17 +66,19 @@ def run_notebook(
         except PapermillExecutionError as e: raise RuntimeError(f'{path.name}: {e.ename}: {e.evalue}') from None
         except Exception as e: raise RuntimeError(f'{path.name}: {type(e).__name__}: {e}') from None
         notebook = nbformat.read(tmp, 4); _check_complete(notebook, path.name)
-        nbformat.write(_without_times(notebook), tmp)
+        nbformat.write(_as_published(notebook, private), tmp)
     return Path(out)
 
-def _without_times(notebook): # nor progress bars, which are times too
+def _as_published(notebook, private): # without times, progress bars, and folders of this machine
     notebook.metadata.pop('papermill', None)
     for cell in notebook.cells:
         if cell.cell_type == 'code': cell.outputs = [o for o in cell.outputs if o.get('name') != 'stderr']
         for name in ('papermill', 'execution'): cell.metadata.pop(name, None)
+        if 'injected-parameters' in cell.metadata.get('tags', []):
+            cell.source = '\n'.join(l for l in cell.source.splitlines() if l.split(' = ')[0] not in private)
     return notebook
 
-# %% ../nbs/12_reporting.ipynb #6e6e7fd7
+# %% ../nbs/12_reporting.ipynb #85e96025
 def reproduce(
     names:list[str]=(), # Figures; all when empty
     preset:str='quick', # One of `PRESETS`
@@ -93,7 +96,8 @@ def reproduce(
         with tempfile.TemporaryDirectory(dir=reports, prefix=f'.staging-{os.getpid()}-') as stage:
             out = Path(stage)/'notebooks'/f'{path.stem}.{preset}.ipynb'
             print(f'{path.stem}: preset {preset}', file=sys.stderr)
-            run_notebook(path, out, dict(preset=preset, workers=workers, data_dir=str(data_dir), reports=str(reports), stage=stage))
+            run_notebook(path, out, dict(preset=preset, workers=workers, data_dir=str(data_dir), reports=str(reports), stage=stage),
+                         private=('data_dir', 'reports', 'stage'))
             written += _move(Path(stage), reports/'smoke' if preset == 'smoke' else reports)
     return written
 
