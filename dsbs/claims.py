@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['tidy', 'summary', 'example_frame', 'paired_gains', 'examples_needed']
 
-# %% ../nbs/10_claims.ipynb #453f5652
-import math
+# %% ../nbs/10_claims.ipynb #3b23f9e8
 from collections.abc import Iterable
 
 import pandas as pd

@@ -8,12 +8,12 @@ __all__ = ['LABEL_SOURCES', 'RATIONALES', 'RECIPE', 'RunSpec', 'make_spec', 'Pre
            'published', 'read_published', 'data_size_grid', 'train_panels', 'read_panels', 'panels_to_rows',
            'run_status']
 
-# %% ../nbs/09_experiments.ipynb #2ada58bf
+# %% ../nbs/09_experiments.ipynb #26dfa44b
 import difflib, json, os, random, threading, time, traceback, typing
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
@@ -26,7 +26,7 @@ from .multitask import METHODS, PREFIXES, LOSS_FORMS, StepByStep, make_views, to
 from .records import (UsageError, canonical_json, data_dir as find_data_dir, hash_json, now, one_of, provenance, read_jsonl,
                           runs_dir as find_runs_dir, write_text)
 from .student import SCRATCH, check_student, make_student, student_hash
-from .tasks import EMBEDDED, Example, Task, load_task, subset
+from .tasks import Example, Task, load_task, subset
 from .teacher import TEACHER_ERROR, teacher_name
 from .training import TrainingConfig, fit
 

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['FORMATS', 'AnswerFormat', 'Reading', 'read_completion', 'extract', 'teacher_accuracy', 'score_readings']
 
-# %% ../nbs/04_extraction.ipynb #1f8d7a0b
+# %% ../nbs/04_extraction.ipynb #d243a557
 import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from .records import UsageError, one_of
+from .records import one_of
 from .tasks import EMBEDDED, PAPER, TASKS, Task, is_correct, load_rows, load_task
 from .teacher import TEACHER_ERROR, completions, recorded_completions, teacher_name
 

@@ -6,9 +6,9 @@
 __all__ = ['METHODS', 'PREFIXES', 'ANSWER_MARK', 'LOSS_FORMS', 'DECODE_APART', 'Views', 'make_views', 'label_from_output',
            'Tokenised', 'tokenise', 'Batch', 'collate', 'token_counts', 'StepByStep']
 
-# %% ../nbs/06_multitask.ipynb #54d9c4eb
+# %% ../nbs/06_multitask.ipynb #f40c3fa0
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import nn

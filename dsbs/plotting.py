@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['LOOKS', 'STYLE', 'Look', 'accuracy_by_size', 'literal', 'seeds_note', 'size_panels', 'shared_legend', 'save_figure']
 
-# %% ../nbs/11_plotting.ipynb #4e1a8011
+# %% ../nbs/11_plotting.ipynb #efafcefb
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib as mpl, pandas as pd, seaborn as sns
+import matplotlib as mpl, pandas as pd
 from matplotlib import pyplot as plt
 
 from .records import replacing

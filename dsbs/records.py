@@ -6,8 +6,8 @@
 __all__ = ['UsageError', 'one_of', 'project_root', 'data_dir', 'runs_dir', 'reports_dir', 'replacing', 'write_text',
            'canonical_json', 'hash_json', 'hash_file', 'read_jsonl', 'write_jsonl', 'provenance', 'now']
 
-# %% ../nbs/00_records.ipynb #a97d056b
-import contextlib, hashlib, json, math, os, platform, subprocess, sys, tempfile
+# %% ../nbs/00_records.ipynb #708fb4ea
+import contextlib, hashlib, json, os, platform, subprocess, tempfile
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timezone
 from functools import cache

@@ -6,8 +6,8 @@
 __all__ = ['PRESETS', 'figure_notebooks', 'check_parameters', 'run_notebook', 'reproduce', 'check_preset', 'readme_text',
            'write_readme']
 
-# %% ../nbs/12_reporting.ipynb #e7048569
-import json, os, shutil, sys, tempfile, warnings
+# %% ../nbs/12_reporting.ipynb #0235b7a4
+import os, shutil, sys, tempfile, warnings
 from pathlib import Path
 
 import nbformat, papermill

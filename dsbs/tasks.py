@@ -8,11 +8,11 @@ __all__ = ['KINDS', 'N_WORDS', 'FRUITS', 'PICKERS', 'EMBEDDED', 'EMBEDDED_SIZES'
            'PaperTask', 'load_rows', 'carve', 'load_task', 'subset', 'EquationError', 'equation_value',
            'normalise_answer', 'is_correct']
 
-# %% ../nbs/01_tasks.ipynb #8c300cc7
+# %% ../nbs/01_tasks.ipynb #e75aee7b
 import itertools, random, re
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['TEACHER_ERROR', 'recorded_completions', 'SimulatedTeacher', 'completions', 'source_split', 'teacher_name']
 
-# %% ../nbs/03_teacher.ipynb #6d988a4b
+# %% ../nbs/03_teacher.ipynb #06da243f
 import json, random
 from dataclasses import dataclass
 from pathlib import Path
 
-from .records import UsageError, data_dir as find_data_dir, one_of
-from .tasks import EMBEDDED, FRUITS, PAPER, STAND_INS, TASKS, Task, load_rows
+from .records import UsageError, data_dir as find_data_dir
+from .tasks import EMBEDDED, FRUITS, PAPER, Task, load_rows
 
 # %% ../nbs/03_teacher.ipynb #7d9c77ba
 def _completion_files(name, split, folder):
