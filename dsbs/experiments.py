@@ -157,7 +157,7 @@ def _shuffle_rationales(examples, seed):
     texts = {i:examples[j].rationale for i, j in zip(having, moved)}
     return [replace(e, rationale=texts.get(i)) for i, e in enumerate(examples)]
 
-# %% ../nbs/09_experiments.ipynb #d8b2a22a
+# %% ../nbs/09_experiments.ipynb #1bdf3831
 def _tokenizer_texts(data, prefix_style):
     label, rationale = PREFIXES[prefix_style]
     for row in data.task['train']:
@@ -185,7 +185,8 @@ def train_run(
     def score(split):
         outputs = generate(t5, tokenizer, _questions(spec, data, split), limit, max_input=spec.max_input)
         return label_accuracy(outputs, data.task[split]['label'], data.task.answer, spec.method)
-    result = fit(StepByStep(t5, spec.rationale_weight, spec.loss_form), rows, spec, lambda: score('validation'), progress)
+    weight = spec.rationale_weight if spec.method == 'step_by_step' else 0.
+    result = fit(StepByStep(t5, weight, spec.loss_form), rows, spec, lambda: score('validation'), progress)
     metrics = dict(test_accuracy=score('test'), majority_accuracy=_majority(data.task['test']['label']), validation_accuracy=result.best_accuracy, last_validation_accuracy=result.last_accuracy,
                    best_step=result.best_step, steps=result.steps, stopped=result.stopped, n_train=len(examples),
                    n_rationales=sum(v.rationale is not None for v in views), n_validation=len(data.task['validation']),
