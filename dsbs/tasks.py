@@ -52,9 +52,9 @@ class Task:
         "sha256 of each split's rows."
         return {name:hash_json(split.to_list()) for name, split in self.splits.items()}
 
-# %% ../nbs/01_tasks.ipynb #375df62a
+# %% ../nbs/01_tasks.ipynb #a0a7efe4
 KINDS = ('birds', 'fish', 'stones')
-N_WORDS = 120
+N_WORDS = 90
 
 def invented_words(
     n:int, # How many
@@ -118,8 +118,8 @@ EMBEDDED = {t.name:t for t in (
     EmbeddedTask('heavier', tuple(range(1, 10)), _pair_question('Are {a} heavier than {b}?', lambda a, b: a != b), _think_heavier),
     EmbeddedTask('more_picked', (), _more_picked_question, _think_more_picked))}
 
-# %% ../nbs/01_tasks.ipynb #0303bf61
-EMBEDDED_SIZES = {'train':2400, 'validation':300, 'test':600}
+# %% ../nbs/01_tasks.ipynb #cb0a026d
+EMBEDDED_SIZES = {'train':1600, 'validation':300, 'test':600}
 
 def embedded_task(
     name:str, # One of `EMBEDDED`

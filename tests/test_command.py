@@ -19,7 +19,7 @@ def one_line(result, *words):
     (['run', 'task=sudoku'], ["unknown task 'sudoku'", 'same_kind']),
     (['run', 'method=magic'], ["unknown method 'magic'", 'step_by_step']),
     (['run', 'metod=standard'], ['did you mean method?']),
-    (['run', 'n_train=99999'], ['n_train=99999', '2400 rows']),
+    (['run', 'n_train=99999'], ['n_train=99999', '1600 rows']),
     (['run', 'n_train=5', 'train_fraction=0.5'], ['not both']),
     (['run', 'train_fraction=2'], ['train_fraction=2.0']),
     (['run', 'learning_rate=fast'], ['should be a number']),
