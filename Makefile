@@ -32,5 +32,5 @@ check: $(STAMP)
 	$(BIN)/python -m pytest -q tests/test_in_step.py
 
 clean:
-	rm -rf .venv runs dsbs.egg-info .pytest_cache .hypothesis
+	rm -rf .venv dsbs.egg-info .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -64,7 +64,7 @@ def batch_order(
             batches += [stretch[i:i+size].tolist() for i in range(0, len(stretch), size)]
         for i in rng.permutation(len(batches)): yield batches[i]
 
-# %% ../nbs/07_training.ipynb #9f9d0f6c
+# %% ../nbs/07_training.ipynb #c93ac253
 @dataclass
 class TrainingResult:
     "What a training left behind; the student holds the best weights."
@@ -166,8 +166,8 @@ def _keep(stack, optimizer, which):
         for name in ('exp_avg', 'exp_avg_sq'): state[name] = state[name][which]
 
 def _read_losses(unread, last_step): # for each student, a row for each update
-    read = {name:torch.stack([losses[name] for losses in unread]).T.tolist() for name in unread[0]}
-    for loss in sum(read['loss'], []):
+    read = [{name:value.tolist() for name, value in losses.items()} for losses in unread]
+    for loss in (l for losses in read for l in losses['loss']):
         if not math.isfinite(loss): raise FloatingPointError(f'the loss became {loss}: training stopped; a smaller learning_rate may help')
-    first = last_step-len(unread)+1
-    return [[dict(step=first+i, **{name:float(f'{read[name][k][i]:.5g}') for name in read}) for i in range(len(unread))] for k in range(len(read['loss']))]
+    first = last_step-len(read)+1
+    return [[dict(step=first+i, **{name:float(f'{values[k]:.5g}') for name, values in losses.items()}) for i, losses in enumerate(read)] for k in range(len(read[0]['loss']))]

@@ -4,7 +4,8 @@ import time
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from dsbs.extraction import FORMATS, read_completion
+from dsbs.extraction import read_completion
+from dsbs.prompts import FORMATS
 from dsbs.tasks import EquationError, equation_value, is_correct
 
 HOSTILE = ['9**9**9', '2^100', '(' * 10_000 + '1' + ')' * 10_000, '(' * 90 + '1' + ')' * 90, '-' * 150 + '1', '1' * 100_000, '__import__("os").system("true")',

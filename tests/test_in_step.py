@@ -55,7 +55,7 @@ def test_requirements_are_constrained_and_cover_settings():
     required = pins((ROOT/'requirements.txt').read_text().splitlines())
     assert required <= constraints
     settings = configparser.ConfigParser(delimiters=['=']); settings.read(ROOT/'settings.ini')
-    names = {re.split(r'[<>=!]', r)[0] for key in ('requirements', 'dev_requirements') for r in settings['DEFAULT'][key].split()}
+    names = {re.split(r'[<>=!]', r)[0] for key in ('requirements', 'llm_requirements', 'dev_requirements') for r in settings['DEFAULT'][key].split()}
     assert names == {r.split('==')[0] for r in required}
     assert 'torch==2.13.0' in required
 
