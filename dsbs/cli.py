@@ -11,10 +11,10 @@ from pathlib import Path
 
 from .records import UsageError
 
-# %% ../nbs/13_cli.ipynb #7c829d7e
+# %% ../nbs/13_cli.ipynb #971421f5
 def _reproduce(args):
     from dsbs.reporting import reproduce
-    return {'written':[str(p) for p in reproduce(args.names, args.preset, args.workers, args.data_dir or '', args.reports or '')]}
+    return {'written':[str(p) for p in reproduce(args.names, args.preset, args.workers, args.data_dir or '', args.reports or '', args.task or '', args.teacher or '')]}
 
 def _run(args):
     settings = {}
@@ -84,7 +84,7 @@ def _text_status(s):
 def _text_teacher(t):
     return f"{t['task']} {t['split']}: {t['teacher']}: {t['correct']} of {t['n']} right, {t['accuracy']:.2f}%; {t['unreadable']} unreadable"
 
-# %% ../nbs/13_cli.ipynb #c484a779
+# %% ../nbs/13_cli.ipynb #e5e148ac
 class _Parser(argparse.ArgumentParser):
     def error(self, message): raise UsageError(f'{message} (see {self.prog} --help)')
 
@@ -103,9 +103,11 @@ def parser() -> argparse.ArgumentParser:
         return p
     p = add('reproduce', _reproduce, _text_reproduce, 'regenerate figures')
     p.add_argument('names', nargs='*', metavar='NAME', help='figures, such as fig4 (default: all)')
-    p.add_argument('--preset', default='quick', help='recorded, smoke, quick (default), standin or paper')
+    p.add_argument('--preset', default='quick', help='recorded, smoke, quick (default), standin, own or paper')
     p.add_argument('--workers', type=_count, default=0, metavar='N', help='training processes (default: one for each CPU)')
     p.add_argument('--reports', metavar='DIR', help='folder of the reports (default: reports/)')
+    p.add_argument('--task', metavar='DIR', help='of preset own: a task folder')
+    p.add_argument('--teacher', metavar='DIR', help='of preset own: its rationale set, from dsbs extract')
     p = add('run', _run, _text_run, 'one training run')
     p.add_argument('settings', nargs='*', metavar='KEY=VALUE', help='settings of the run, such as task=cqa method=standard max_steps=50')
     p.add_argument('--save', metavar='DIR', help='keep the trained student there, with a model card')

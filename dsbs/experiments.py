@@ -8,7 +8,7 @@ __all__ = ['LABEL_SOURCES', 'RATIONALES', 'KEEP', 'RECIPE', 'ADDED', 'BUNDLE', '
            'run_together', 'run', 'run_and_save', 'model_card', 'default_workers', 'run_all', 'published',
            'read_published', 'data_size_grid', 'train_panels', 'read_panels', 'panels_to_rows', 'run_status']
 
-# %% ../nbs/09_experiments.ipynb #390307fb
+# %% ../nbs/09_experiments.ipynb #17df0526
 import difflib, json, os, random, shutil, threading, time, traceback, typing
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from .evaluation import generate, label_accuracy
-from .extraction import Reading, extract, fill_labels, set_name
+from .extraction import Reading, extract, fill_labels, quality, set_name
 from .multitask import METHODS, PREFIXES, LOSS_FORMS, StepByStep, make_views, tokenise
 from .records import (UsageError, canonical_json, data_dir as find_data_dir, hash_json, now, one_of, provenance, read_jsonl,
                           runs_dir as find_runs_dir, write_text)
@@ -167,7 +167,7 @@ def _shuffle_rationales(examples, seed):
     texts = {i:examples[j].rationale for i, j in zip(having, moved)}
     return [replace(e, rationale=texts.get(i)) for i, e in enumerate(examples)]
 
-# %% ../nbs/09_experiments.ipynb #0d780613
+# %% ../nbs/09_experiments.ipynb #5536b15e
 def _tokenizer_texts(data, prefix_style):
     label, rationale = PREFIXES[prefix_style]
     for row in data.task['train']:
@@ -197,6 +197,10 @@ class _Run: # a spec with its data and student
         if self.spec.dropout or len(lengths) > 1 or self.spec.student not in SCRATCH: return None
         return lengths.pop(), min(self.spec.batch_size, len(self.rows)), len(self.tokenizer)
 
+    def teacher_quality(self): # of what was said about the rows trained on
+        rows, said = subset(self.data.task['train'], train_size(self.spec, self.data.task), self.spec.subset_seed).to_list(), self.data.readings
+        return quality(rows, [said.get(r['id'], Reading(reason='not asked')) for r in rows], self.data.task) if said else None
+
     def record(self, result, seconds):
         spec, task = self.spec, self.data.task
         metrics = dict(test_accuracy=self.score('test'), majority_accuracy=_majority(task['test']['label']), validation_accuracy=result.best_accuracy,
@@ -204,7 +208,7 @@ class _Run: # a spec with its data and student
                        n_train=len(self.rows), n_rationales=sum(bool(r.rationale_target) for r in self.rows), n_validation=len(task['validation']),
                        n_test=len(task['test']), parameters=self.t5.num_parameters(), tokens=_tokens(self.rows, result.steps, spec))
         return dict(key=run_key(spec, self.data_dir), spec=asdict(spec), metrics=metrics, history=result.history, evaluations=result.evaluations,
-                    data=self.data.hashes, stand_in=task.stand_in, teacher=set_name(spec.teacher) if spec.teacher else '' if task.own else teacher_name(spec.task, spec.teacher_error),
+                    teacher_quality=self.teacher_quality(), data=self.data.hashes, stand_in=task.stand_in, teacher=set_name(spec.teacher) if spec.teacher else '' if task.own else teacher_name(spec.task, spec.teacher_error),
                     provenance=provenance() | dict(recipe=RECIPE, device=str(self.t5.device)), time=dict(finished=now(), seconds=round(seconds, 2)))
 
 def train_runs(

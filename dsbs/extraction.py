@@ -6,7 +6,7 @@
 __all__ = ['REFUSAL', 'Reading', 'read_completion', 'extract', 'teacher_accuracy', 'score_readings', 'vote', 'extract_live',
            'read_answer', 'quality', 'read_set', 'set_name', 'fill_labels']
 
-# %% ../nbs/04_extraction.ipynb #8a7713d9
+# %% ../nbs/04_extraction.ipynb #342a7c22
 import json, re
 from collections import Counter
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ import datasets
 
 from .prompts import FORMATS, AnswerFormat, Prompt
 from .records import UsageError, now, one_of, read_jsonl, write_jsonl, write_text
-from .tasks import EMBEDDED, PAPER, TASKS, Task, is_correct, is_task_folder, load_rows, load_task, normalise_answer
+from .tasks import EMBEDDED, PAPER, TASKS, Task, is_correct, is_task_folder, load_rows, load_task, near_duplicates, normalise_answer
 from .teacher import TEACHER_ERROR, Answer, AnswerStore, Question, Sampling, ask_all, completions, recorded_completions, teacher_name
 
 # %% ../nbs/04_extraction.ipynb #8e0d6109
@@ -102,7 +102,7 @@ def vote(
     label = Counter(r.label for r in good).most_common(1)[0][0]
     return next(r for r in good if r.label == label)
 
-# %% ../nbs/04_extraction.ipynb #b9359b8b
+# %% ../nbs/04_extraction.ipynb #f9ea84e3
 def extract_live(
     task:Task,
     split:str,
@@ -134,7 +134,8 @@ def extract_live(
         read[r['id']] = vote(readings), sum(x.ok and x.label == vote(readings).label for x in readings)
     card = dict(task=task.name, split=split, model=backend.model, endpoint=backend.endpoint, prompt=prompt.hash, form=form, sampling=asdict(sampling), samples=samples,
                 requested=len(rows), asked=len(read), kept=sum(x.ok for x, _ in read.values()), failed=sum(not x.ok for x, _ in read.values()),
-                sent=said.sent, tokens=said.tokens, stopped=said.stopped, quality=quality([r for r in rows if r['id'] in read], [read[r['id']][0] for r in rows if r['id'] in read], task), made=now())
+                sent=said.sent, tokens=said.tokens, stopped=said.stopped, near_duplicates=near_duplicates(task['test']['input'], [r['input'] for r in rows]) if split == 'train' else None,
+                quality=quality([r for r in rows if r['id'] in read], [read[r['id']][0] for r in rows if r['id'] in read], task), made=now())
     write_jsonl(Path(out)/f'{split}.jsonl', (dict(id=i, rationale=x.rationale, label=x.label, votes=n) for i, (x, n) in read.items() if x.ok))
     write_jsonl(Path(out)/f'{split}.failures.jsonl', failures)
     write_text(Path(out)/f'{split}.prompt.json', json.dumps(asdict(prompt), indent=1, ensure_ascii=False))

@@ -6,7 +6,7 @@
 __all__ = ['PRESETS', 'figure_notebooks', 'check_parameters', 'run_notebook', 'reproduce', 'check_preset', 'readme_text',
            'write_readme']
 
-# %% ../nbs/12_reporting.ipynb #0235b7a4
+# %% ../nbs/12_reporting.ipynb #41830a2f
 import os, shutil, sys, tempfile, warnings
 from pathlib import Path
 
@@ -14,10 +14,12 @@ import nbformat, papermill
 from nbconvert import MarkdownExporter
 from papermill.exceptions import PapermillExecutionError
 
+from .extraction import read_set
 from .records import UsageError, one_of, project_root, replacing, reports_dir, write_text
+from .tasks import load_task
 
-# %% ../nbs/12_reporting.ipynb #6dc93425
-PRESETS = ('recorded', 'smoke', 'quick', 'standin', 'tune', 'paper')
+# %% ../nbs/12_reporting.ipynb #bec22e56
+PRESETS = ('recorded', 'smoke', 'quick', 'standin', 'tune', 'own', 'paper')
 
 def figure_notebooks(
     names:list[str]=(), # Names or beginnings of names; all notebooks when empty
@@ -78,16 +80,18 @@ def _as_published(notebook, private): # without times, progress bars, and folder
             cell.source = '\n'.join(l for l in cell.source.splitlines() if l.split(' = ')[0] not in private)
     return notebook
 
-# %% ../nbs/12_reporting.ipynb #85e96025
+# %% ../nbs/12_reporting.ipynb #c46af829
 def reproduce(
     names:list[str]=(), # Figures; all when empty
     preset:str='quick', # One of `PRESETS`
     workers:int=0, # Training processes; 0: one for each CPU
     data_dir:str='', # Folder of the datasets; see `records.data_dir`
     reports:str='', # Folder of the reports; see `records.reports_dir`
+    task:str='', # Preset own: the task folder
+    teacher:str='', # Preset own: the folder of its rationale set
 ) -> list[Path]: # The files that were written
     "Run figure notebooks and put what they make in its place."
-    one_of('preset', preset, PRESETS)
+    one_of('preset', preset, PRESETS); own = _check_own(preset, task, teacher, data_dir)
     written, reports = [], reports_dir(reports or None)
     reports.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(reports)
@@ -96,10 +100,18 @@ def reproduce(
         with tempfile.TemporaryDirectory(dir=reports, prefix=f'.staging-{os.getpid()}-') as stage:
             out = Path(stage)/'notebooks'/f'{path.stem}.{preset}.ipynb'
             print(f'{path.stem}: preset {preset}', file=sys.stderr)
-            run_notebook(path, out, dict(preset=preset, workers=workers, data_dir=str(data_dir), reports=str(reports), stage=stage),
-                         private=('data_dir', 'reports', 'stage'))
-            written += _move(Path(stage), reports/'smoke' if preset == 'smoke' else reports)
+            run_notebook(path, out, dict(preset=preset, workers=workers, data_dir=str(data_dir), reports=str(reports), stage=stage) | own,
+                         private=('data_dir', 'reports', 'stage', 'task', 'teacher'))
+            written += _move(Path(stage), reports/preset if preset in ('smoke', 'own') else reports)
     return written
+
+def _check_own(preset, task, teacher, data_dir):
+    if preset != 'own':
+        if task or teacher: raise UsageError(f'--task and --teacher go with --preset own, not with {preset}')
+        return {}
+    if not task or not teacher: raise UsageError('preset own needs --task FOLDER and --teacher FOLDER, a rationale set that dsbs extract made')
+    read_set(teacher, load_task(task, data_dir or None), 'train')
+    return dict(task=str(Path(task).expanduser().resolve()), teacher=str(Path(teacher).expanduser().resolve()))
 
 def check_preset(path:Path, preset:str):
     "Raise a `UsageError` unless the figure notebook has the preset."

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['KINDS', 'N_WORDS', 'FRUITS', 'PICKERS', 'EMBEDDED', 'EMBEDDED_SIZES', 'NLI_LABELS', 'PAPER', 'TASKS', 'STAND_INS',
            'MAX_EQUATION', 'MAX_DEPTH', 'OWN_ANSWERS', 'MIN_ROWS', 'Example', 'Task', 'invented_words', 'EmbeddedTask',
-           'embedded_task', 'PaperTask', 'load_rows', 'carve', 'paper_task', 'subset', 'EquationError',
-           'equation_value', 'normalise_answer', 'is_correct', 'OwnTask', 'is_task_folder', 'read_own_task',
-           'load_own_task', 'load_task']
+           'embedded_task', 'PaperTask', 'load_rows', 'carve', 'paper_task', 'subset', 'near_duplicates',
+           'EquationError', 'equation_value', 'normalise_answer', 'is_correct', 'OwnTask', 'is_task_folder',
+           'read_own_task', 'load_own_task', 'load_task']
 
-# %% ../nbs/01_tasks.ipynb #20cb31cd
+# %% ../nbs/01_tasks.ipynb #86c46a11
 import difflib, itertools, json, os, random, re, tomllib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -271,6 +271,16 @@ def subset(
     "The first `n` rows of a seeded permutation."
     if not 1 <= n <= len(split): raise UsageError(f'n_train={n} does not fit: the training split has {len(split)} rows')
     return split.select(np.random.default_rng(seed).permutation(len(split))[:n])
+
+# %% ../nbs/01_tasks.ipynb #dbaf3834
+def near_duplicates(
+    texts:Iterable[str],
+    others:Iterable[str],
+) -> int: # How many of `texts` have the same set of words as one of `others`
+    "Count texts that occur, but for numbers, order, repetition, case and punctuation, among others."
+    def words(text): return frozenset(re.findall(r'[^\W\d]+', text.casefold()))
+    known = set(map(words, others))
+    return sum(words(t) in known for t in texts)
 
 # %% ../nbs/01_tasks.ipynb #36b4d315
 class EquationError(ValueError):

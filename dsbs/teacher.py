@@ -7,8 +7,8 @@ __all__ = ['TEACHER_ERROR', 'MAX_ANSWER', 'recorded_completions', 'SimulatedTeac
            'teacher_name', 'Sampling', 'Question', 'Answer', 'answer_key', 'AnswerStore', 'TryAgain', 'without_secret',
            'retry_after', 'read_reply', 'Server', 'LocalModel', 'Asked', 'Clock', 'ask_all']
 
-# %% ../nbs/03_teacher.ipynb #396bee2d
-import asyncio, base64, heapq, json, math, os, random, sqlite3, time
+# %% ../nbs/03_teacher.ipynb #b7f6c8db
+import asyncio, base64, heapq, json, math, os, random, sqlite3, sys, time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -300,7 +300,7 @@ class LocalModel:
         cut = len(made) >= sampling.max_tokens and not any(s in said for s in sampling.stop)
         return Answer(reason='cut short', raw=said, **tokens) if cut else Answer(said, **tokens)
 
-# %% ../nbs/03_teacher.ipynb #b1a9d53e
+# %% ../nbs/03_teacher.ipynb #eb35da12
 @dataclass
 class Asked:
     "What came of asking."
@@ -350,8 +350,9 @@ class _Asking:
                 self._send()
                 if not self.under_way and self.result.stopped: break
                 await self._wait()
-        finally:
-            if self.under_way: self._settle((await asyncio.wait(self.under_way))[0], quiet=True) # paid for: keep what still comes
+        finally: # what is under way is paid for: keep what still comes
+            if self.under_way: print(f'waiting for {len(self.under_way)} answers that are under way', file=sys.stderr)
+            if self.under_way: self._settle((await asyncio.wait(self.under_way))[0], quiet=True)
             if hasattr(self.backend, 'close'): await self.backend.close()
         return self.result
 
@@ -376,6 +377,7 @@ class _Asking:
         for task in tasks:
             question, attempt = self.under_way.pop(task)
             self.reserved -= self._most_tokens(question)
+            if task.cancelled(): continue
             error = task.exception()
             if error is None: self._keep(question, task.result())
             elif isinstance(error, TryAgain): self._again(question, attempt, error)

@@ -207,3 +207,35 @@ def test_a_task_folder_works_as_a_built_in_task(dsbs, tmp_path):
     assert (tmp_path/'student'/'README.md').is_file() and list((tmp_path/'student').glob('*.safetensors'))
     assert dsbs('run', f'task={task}', f'teacher={tmp_path/"set"}', 'max_steps=2', '--save', tmp_path/'student')[0] == 2
     assert dsbs('run', 'task=same_kind', f'teacher={tmp_path/"set"}', 'max_steps=2')[0] == 2
+
+
+def test_ctrl_c_keeps_what_is_under_way(tmp_path):
+    env = os.environ | {'DSBS_RUNS':str(tmp_path/'runs')}
+    with Stub(latency=.5) as stub:
+        started = subprocess.Popen(extract_command(stub, tmp_path), cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        while sum(stub.served.values()) < 6 and started.poll() is None: time.sleep(.01)
+        time.sleep(.2); started.send_signal(signal.SIGINT)
+        assert started.wait(30) == 1 and 'what is finished is kept' in started.stderr.read()
+        assert subprocess.run(extract_command(stub, tmp_path), cwd=ROOT, env=env, capture_output=True).returncode == 0
+    assert set(stub.served.values()) == {1} and len(stub.served) == 60
+
+
+def test_the_own_preset_wants_its_folders(main):
+    for call, words in ((['--preset', 'own'], '--task FOLDER and --teacher FOLDER'), (['--preset', 'smoke', '--task', 'x'], 'go with --preset own')):
+        status, out, err = main('reproduce', 'fig4', *call)
+        assert status == 2 and err.count('\n') == 1 and words in err
+
+
+@pytest.mark.slow
+def test_figure_4_of_a_task_of_ones_own(dsbs, tmp_path):
+    task = tmp_path/'mood'; task.mkdir()
+    (task/'task.toml').write_text('name = "mood"\ninstruction = "Is the guest happy?"\nanswer = "label"\nlabels = ["happy", "angry"]\n')
+    (task/'train.jsonl').write_text(''.join(json.dumps(dict(input=f'Guest {i} says the {"pie was good" if i % 2 else "soup was cold"}.', label='happy' if i % 2 else 'angry'))+'\n' for i in range(80)))
+    (task/'exemplars.jsonl').write_text(json.dumps(dict(input='Best cake!', rationale='Praise.', label='happy'))+'\n')
+    class Critic(Stub):
+        def _reply(self, fault, asked): return 200, '', completion('A word of praise. So the answer is happy.' if 'pie' in asked['messages'][-1]['content'] else 'A complaint. So the answer is angry.')
+    with Critic() as stub: assert dsbs('extract', task, '--base-url', stub.url, '--model', 'm', '--out', tmp_path/'set')[0] == 0
+    status, out, err = dsbs('reproduce', 'fig4', '--preset', 'own', '--task', task, '--teacher', tmp_path/'set', '--reports', tmp_path/'reports', '--json', timeout=900)
+    assert status == 0, err
+    assert {Path(p).name for p in json.loads(out)['written']} == {'fig4_data_size_human_mood.png', 'fig4_data_size_human_mood.svg', 'fig4_data_size_human.own.jsonl', 'fig4_data_size_human.own.ipynb'}
+    assert str(tmp_path) not in (tmp_path/'reports'/'own'/'notebooks'/'fig4_data_size_human.own.ipynb').read_text()

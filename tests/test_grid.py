@@ -1,0 +1,43 @@
+"Grids whose runs train side by side, and fail."
+import json
+from dataclasses import replace
+
+import pytest
+
+from dsbs import experiments
+from dsbs.experiments import RunSpec, run_all, run_key, run_together, same_numbers, train_run
+
+TINY = RunSpec(student='scratch-32x1', dropout=0., n_train=40, max_steps=4, eval_every=2, batch_size=8, learning_rate=1e-3)
+SEEDS = [replace(TINY, seed=s, subset_seed=s) for s in range(3)]
+
+
+def test_a_run_is_the_same_beside_others_and_alone(tmp_path):
+    for together, spec in zip(run_together(SEEDS, runs_dir=tmp_path), SEEDS): assert same_numbers(together) == same_numbers(train_run(spec)[0])
+
+
+@pytest.mark.parametrize('change', [dict(dropout=.1), dict(task='more_picked')], ids=str)
+def test_what_may_not_be_stacked_is_trained_one_by_one(tmp_path, change):
+    specs = [replace(s, **change) for s in SEEDS[:2]]
+    for record, spec in zip(run_together(specs, runs_dir=tmp_path), specs): assert same_numbers(record) == same_numbers(train_run(spec)[0])
+
+
+def test_when_a_stack_fails_its_runs_are_made_one_by_one(tmp_path, monkeypatch):
+    whole = experiments.train_runs
+    def fails_together(specs, *args):
+        if len(specs) > 1: raise MemoryError('too much')
+        return whole(specs, *args)
+    monkeypatch.setattr(experiments, 'train_runs', fails_together)
+    assert [r['spec']['seed'] for r in run_together(SEEDS, runs_dir=tmp_path)] == [0, 1, 2]
+    assert not list(tmp_path.glob('*/error.txt')) and not list(tmp_path.glob('*/running'))
+
+
+def test_a_failing_run_leaves_its_log_and_the_others(tmp_path):
+    bad = replace(TINY, learning_rate=1e30)
+    with pytest.raises(RuntimeError, match='1 of 2 runs failed; the others are kept.*smaller learning_rate'): run_all([TINY, bad], runs_dir=tmp_path, workers=1)
+    assert (tmp_path/run_key(TINY)/'record.json').is_file() and 'FloatingPointError' in (tmp_path/run_key(bad)/'error.txt').read_text()
+
+
+def test_settings_added_later_leave_old_names_alone():
+    "A run of before the settings `teacher` and `keep` has the name it had."
+    assert run_key(RunSpec(n_train=40, student='scratch-32x1')) == '9f654c1fef09ad6d001317a2fc78e8605053e99f52d4e9176389d8b6ed888ff7'
+    assert len({run_key(replace(TINY, **c)) for c in (dict(), dict(keep='agree'))}) == 2
