@@ -212,7 +212,8 @@ def test_a_task_folder_works_as_a_built_in_task(dsbs, tmp_path):
 def test_ctrl_c_keeps_what_is_under_way(tmp_path):
     env = os.environ | {'DSBS_RUNS':str(tmp_path/'runs')}
     with Stub(latency=.5) as stub:
-        started = subprocess.Popen(extract_command(stub, tmp_path), cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        started = subprocess.Popen(extract_command(stub, tmp_path), cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+                                   preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) # a shell's background job ignores it
         while sum(stub.served.values()) < 6 and started.poll() is None: time.sleep(.01)
         time.sleep(.2); started.send_signal(signal.SIGINT)
         assert started.wait(30) == 1 and 'what is finished is kept' in started.stderr.read()
