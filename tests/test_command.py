@@ -70,7 +70,7 @@ def test_run_prints_its_record_and_is_not_made_twice(dsbs):
 
 
 def test_same_spec_same_record(dsbs, tmp_path):
-    from dsbs.experiments import same_numbers
+    from dsbs.runs import same_numbers
     first, second = (json.loads(dsbs('run', *TINY, '--json', runs=tmp_path/name)[1]) for name in 'ab')
     assert same_numbers(first) == same_numbers(second)
 
@@ -95,7 +95,7 @@ def test_smoke_leaves_good_figures_alone(dsbs, tmp_path):
 
 def test_killed_grid_goes_on_where_it_stopped(dsbs, tmp_path):
     "SIGKILL in the middle: what was recorded is not made again, and the results are those of an undisturbed run."
-    from dsbs.experiments import same_numbers
+    from dsbs.runs import same_numbers
     env = os.environ | {'DSBS_RUNS':str(tmp_path/'runs')}
     command = [str(Path(sys.executable).parent/'dsbs'), 'reproduce', 'fig4', '--preset', 'smoke', '--workers', '1', '--reports', str(tmp_path/'reports')]
     started = subprocess.Popen(command, cwd=ROOT, env=env, stderr=subprocess.DEVNULL)

@@ -4,8 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from dsbs import experiments
-from dsbs.experiments import RunSpec, run_all, run_key, run_together, same_numbers, train_run
+from dsbs import runs
+from dsbs.experiments import run_all, run_together
+from dsbs.runs import same_numbers, train_run
+from dsbs.specs import RunSpec, run_key
 
 TINY = RunSpec(student='scratch-32x1', dropout=0., n_train=40, max_steps=4, eval_every=2, batch_size=8, learning_rate=1e-3)
 SEEDS = [replace(TINY, seed=s, subset_seed=s) for s in range(3)]
@@ -22,11 +24,11 @@ def test_what_may_not_be_stacked_is_trained_one_by_one(tmp_path, change):
 
 
 def test_when_a_stack_fails_its_runs_are_made_one_by_one(tmp_path, monkeypatch):
-    whole = experiments.train_runs
+    whole = runs.train_runs
     def fails_together(specs, *args):
         if len(specs) > 1: raise MemoryError('too much')
         return whole(specs, *args)
-    monkeypatch.setattr(experiments, 'train_runs', fails_together)
+    monkeypatch.setattr(runs, 'train_runs', fails_together)
     assert [r['spec']['seed'] for r in run_together(SEEDS, runs_dir=tmp_path)] == [0, 1, 2]
     assert not list(tmp_path.glob('*/error.txt')) and not list(tmp_path.glob('*/running'))
 
