@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['REFUSAL', 'Reading', 'read_completion', 'extract', 'human_rationales', 'teacher_accuracy', 'score_readings', 'vote',
-           'extract_live', 'read_answer', 'quality', 'read_set', 'set_name', 'fill_labels']
+           'supporters', 'extract_live', 'read_answer', 'quality', 'read_set', 'set_name', 'fill_labels']
 
 # %% ../nbs/04_extraction.ipynb #3ddd99f9
 import json, re
@@ -18,7 +18,24 @@ from .records import UsageError, now, one_of, read_jsonl, write_jsonl, write_tex
 from .tasks import EMBEDDED, PAPER, TASKS, Task, as_split, is_correct, is_task_folder, load_rows, load_task, near_duplicates, normalise_answer
 from .teacher import TEACHER_ERROR, Answer, AnswerStore, Question, Sampling, ask_all, completions, recorded_completions, source_split, teacher_name
 
-# %% ../nbs/04_extraction.ipynb #8e0d6109
+# %% ../nbs/04_extraction.ipynb #e9f704fa
+_BOLD = re.compile(r'(?<![\w*])\*\*(?=\S)([^\n]{1,200}?)(?<=\S)\*\*(?![\w(*])') # not a power: 2**3
+_DRESS = r'[\s:*_`"\'“”‘’«»()\[\]]*'
+
+def _without_bold(rationale, rest, inside): # around the marker and, where `inside` is true, in what follows it
+    if rationale.rstrip().endswith('**') and rationale.count('**') % 2: rationale, rest = rationale.rstrip()[:-2], rest.replace('**', '', 1)
+    return rationale, re.sub(r'^:(?=\s)', '', _BOLD.sub(r'\1', rest)) if inside else rest
+
+def _label_of(label, rest, label_set): # what the form's expression found and where it was found; None unless it is one label of the set
+    known, line = {normalise_answer(l).casefold():l for l in label_set}, rest[re.match(_DRESS, rest).end():].partition('\n')[0]
+    one = f"(?>({'|'.join(re.escape(l) for l in sorted(label_set, key=len, reverse=True))})(?![^\\W_]))"
+    two = re.match(rf'{one}[/,{_DRESS[1:]}(?:(?:or|and)\b{_DRESS})?{one}', line, re.IGNORECASE)
+    if two and two[1].casefold() != two[2].casefold(): return None
+    if normalise_answer(label).casefold() in known: return known[normalise_answer(label).casefold()]
+    dressed, named = re.match(rf'{one}{_DRESS}(?=$|[.,;!?])', line, re.IGNORECASE), re.findall(rf'(?<![^\W_]){one}', line, re.IGNORECASE)
+    return known.get(dressed[1].casefold()) if dressed and len({n.casefold() for n in named}) == 1 else None
+
+# %% ../nbs/04_extraction.ipynb #eac95ba9
 @dataclass(frozen=True)
 class Reading:
     "What was read from a completion: rationale and label, or the reason why not."
@@ -42,12 +59,11 @@ def read_completion(
     rationale, marker, rest = answer.partition(form.marker)
     if not marker: return Reading(reason='refusal' if REFUSAL.match(answer) else 'no marker')
     if form.marker in rest: return Reading(reason='two markers')
+    rationale, rest = _without_bold(rationale, rest, inside=not label_set)
     found = re.match(form.label, rest, flags=re.DOTALL)
     if not found or not found[1].strip(): return Reading(reason='no label')
     rationale, label = ' '.join(rationale.split()), found[1].strip()
-    if label_set:
-        known = {normalise_answer(l).casefold():l for l in label_set}
-        if (label := known.get(normalise_answer(label).casefold())) is None: return Reading(reason='label outside the label set')
+    if label_set and (label := _label_of(label, rest, label_set)) is None: return Reading(reason='label outside the label set')
     if not rationale: return Reading(reason='no rationale')
     return Reading(rationale, label)
 
@@ -104,17 +120,21 @@ def score_readings(labels:list[str], read:list[Reading], answer:str) -> dict:
     return dict(n=len(labels), correct=correct, accuracy=round(100*correct/len(labels), 2),
                 unreadable=sum(reasons.values()), reasons=dict(sorted(reasons.items())))
 
-# %% ../nbs/04_extraction.ipynb #7299d31f
+# %% ../nbs/04_extraction.ipynb #09502dd0
 def vote(
     readings:Sequence[Reading], # Of several answers to one question
 ) -> Reading: # A reading of the majority label; without any label, the commonest reason
     "What most of a teacher's answers say."
-    good = [r for r in readings if r.ok]
-    if not good: return Reading(reason=Counter(r.reason for r in readings).most_common(1)[0][0])
-    label = Counter(r.label for r in good).most_common(1)[0][0]
-    return next(r for r in good if r.label == label)
+    return (supporters(readings) or [Reading(reason=Counter(r.reason for r in readings).most_common(1)[0][0])])[0]
 
-# %% ../nbs/04_extraction.ipynb #f9ea84e3
+def supporters(
+    readings:Sequence[Reading], # Of several answers to one question
+) -> list[Reading]: # In the order they came; none without any label
+    "All readings of the majority label."
+    votes = Counter(r.label for r in readings if r.ok).most_common(1)
+    return [r for r in readings if r.ok and r.label == votes[0][0]]
+
+# %% ../nbs/04_extraction.ipynb #cd3de487
 def extract_live(
     task:Task,
     split:str,
@@ -143,12 +163,12 @@ def extract_live(
         if not answers: continue
         readings = [read_answer(a, prompt.form, task.label_set) for a in answers]
         failures += [dict(id=r['id'], sample=k, reason=x.reason, raw=a.raw or a.text) for k, (x, a) in enumerate(zip(readings, answers)) if not x.ok]
-        read[r['id']] = vote(readings), sum(x.ok and x.label == vote(readings).label for x in readings)
+        read[r['id']] = vote(readings), [x.rationale for x in supporters(readings)]
     card = dict(task=task.name, split=split, model=backend.model, endpoint=backend.endpoint, prompt=prompt.hash, form=form, sampling=asdict(sampling), samples=samples,
                 requested=len(rows), asked=len(read), kept=sum(x.ok for x, _ in read.values()), failed=sum(not x.ok for x, _ in read.values()),
                 sent=said.sent, tokens=said.tokens, stopped=said.stopped, near_duplicates=near_duplicates(task['test']['input'], [r['input'] for r in rows]) if split == 'train' else None,
                 quality=quality([r for r in rows if r['id'] in read], [read[r['id']][0] for r in rows if r['id'] in read], task), made=now())
-    write_jsonl(Path(out)/f'{split}.jsonl', (dict(id=i, rationale=x.rationale, label=x.label, votes=n) for i, (x, n) in read.items() if x.ok))
+    write_jsonl(Path(out)/f'{split}.jsonl', (dict(id=i, rationale=x.rationale, label=x.label, votes=len(why), others=why[1:]) for i, (x, why) in read.items() if x.ok))
     write_jsonl(Path(out)/f'{split}.failures.jsonl', failures)
     write_text(Path(out)/f'{split}.prompt.json', json.dumps(asdict(prompt), indent=1, ensure_ascii=False))
     write_text(Path(out)/f'{split}.card.json', json.dumps(card, indent=1, ensure_ascii=False))

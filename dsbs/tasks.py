@@ -485,10 +485,17 @@ def _own_exemplar(own, number, raw):
     _only(raw, ('input', 'rationale', 'label'))
     return Example(f'{own.name}-exemplars-{number:06d}', _get(raw, 'input'), _own_label(own, raw), _get(raw, 'rationale').strip())
 
-# %% ../nbs/01_tasks.ipynb #411a3789
+# %% ../nbs/01_tasks.ipynb #06bac9c4
 MIN_ROWS = 10 # Different inputs to train on, before anything is held out
 
-def _check_apart(own, rows):
+def _shown(own, rows): # inputs of the exemplars
+    exemplars, scored = own.exemplars(), {r['input'].strip():r for split in rows if split != 'train' for r in rows[split]}
+    for e in exemplars:
+        if (r := scored.get(e.input.strip())): raise UsageError(
+            f"{own.folder/'exemplars.jsonl'}:{int(e.id[-6:])}: the same input as {r['at']} (id {r['id']!r}): show the teacher other inputs than those on which it and the student are scored")
+    return {e.input.strip() for e in exemplars}
+
+def _check_apart(own, rows, shown):
     ids, trained = {}, {r['input'].strip():r for r in rows['train']}
     for r in itertools.chain(*rows.values()):
         if ids.setdefault(r['id'], r) is not r: raise UsageError(f"{own.folder/r['at']}: the id {r['id']!r} stands on {ids[r['id']]['at']} already: each row needs its own")
@@ -497,15 +504,18 @@ def _check_apart(own, rows):
         a, b = both[0]
         raise UsageError(f"{own.folder/b['at']}: the same input as {a['at']} (ids {b['id']!r} and {a['id']!r}{f'; {len(both)} such pairs' if both[1:] else ''}): "
                          'keep it in one file, or the score is of what was trained on')
-    if len(trained) < MIN_ROWS: raise UsageError(f"{own.folder/'train.jsonl'}: {len(trained)} different inputs are too few: write at least {MIN_ROWS}")
+    if (n := len(trained.keys()-shown)) < MIN_ROWS:
+        raise UsageError(f"{own.folder/'train.jsonl'}: {n} different inputs{' beside the exemplars' if n < len(trained) else ''} are too few: write at least {MIN_ROWS}")
 
-def _hold_out(rows):
-    by_input = {}
-    for r in rows: by_input.setdefault(r['input'].strip(), []).append(r)
+def _hold_out(rows, shown): # never what is `shown` to the teacher
+    by_input, kept = {}, [r for r in rows if r['input'].strip() in shown]
+    for r in rows:
+        if r['input'].strip() not in shown: by_input.setdefault(r['input'].strip(), []).append(r)
     held = as_split([dict(input=x) for x in by_input]).train_test_split(test_size=0.1, seed=0)
-    return [[r for text in held[part]['input'] for r in by_input[text]] for part in ('train', 'test')]
+    train, out = ([r for text in held[part]['input'] for r in by_input[text]] for part in ('train', 'test'))
+    return train+kept, out
 
-# %% ../nbs/01_tasks.ipynb #0d0176a7
+# %% ../nbs/01_tasks.ipynb #0c10607a
 def load_own_task(
     folder:str|Path, # A task folder
 ) -> Task:
@@ -517,10 +527,10 @@ def load_own_task(
         elif split == 'train': raise UsageError(f'{own.folder}: train.jsonl is missing: {_SUCH}')
     for path in own.folder.glob('*.jsonl'):
         if path.stem in ('valid', 'val', 'dev'): raise UsageError(f'{path}: this file should be called validation.jsonl')
-    _check_apart(own, rows); own.exemplars()
+    shown = _shown(own, rows); _check_apart(own, rows, shown)
     for split in ('validation', 'test'):
         if split not in rows:
-            rows['train'], rows[split] = _hold_out(rows['train'])
+            rows['train'], rows[split] = _hold_out(rows['train'], shown)
             if split == 'test': note = f'{len(rows[split])} rows of train.jsonl were held out as test'
     splits = {s:as_split([{k:r[k] for k in ('id', 'input', 'label')} for r in rows[s]]) for s in ('train', 'validation', 'test')}
     return Task(own.name, splits, 'equation' if own.answer == 'equation' else 'text', own.labels, note, own=own)

@@ -227,7 +227,7 @@ def read_reply(
     if ended == 'length': return Answer(reason='cut short', raw=text, **tokens)
     return Answer(text, **tokens)
 
-# %% ../nbs/03_teacher.ipynb #3839359a
+# %% ../nbs/03_teacher.ipynb #f8c5ce05
 class Server:
     "A model behind an OpenAI-compatible server; the key comes from `$OPENAI_API_KEY`, and none is needed for a server without."
     def __init__(self,
@@ -242,7 +242,7 @@ class Server:
         self.model, self.secret, self.openai = model, os.environ.get('OPENAI_API_KEY', ''), openai
         self.endpoint = urlunsplit(parts._replace(netloc=parts.netloc.rpartition('@')[2], query='', fragment='')).rstrip('/')
         self.connect = lambda: openai.AsyncOpenAI(base_url=base_url, api_key=self.secret or 'none', max_retries=0, timeout=timeout)
-        self.client = None
+        self.client = self.connect()
 
     async def close(self):
         if self.client: await self.client.close()
@@ -252,7 +252,7 @@ class Server:
         settings = dict(model=self.model, temperature=sampling.temperature, max_tokens=sampling.max_tokens, **dict(stop=list(sampling.stop)) if sampling.stop else {})
         self.client, chat = self.client or self.connect(), not isinstance(question.asked, str)
         create = (self.client.chat.completions if chat else self.client.completions).with_raw_response.create
-        try: got = await create(**settings, **dict(messages=list(question.asked)) if chat else dict(prompt=question.asked))
+        try: got = await create(**settings, **dict(messages=[], extra_body=dict(messages=question.asked)) if chat else dict(prompt=question.asked))
         except self.openai.APIStatusError as e: return self._refused(e)
         except self.openai.APITimeoutError: raise TryAgain('timed out') from None
         except self.openai.APIConnectionError: raise TryAgain('connection lost') from None
@@ -300,7 +300,7 @@ class LocalModel:
         cut = len(made) >= sampling.max_tokens and not any(s in said for s in sampling.stop)
         return Answer(reason='cut short', raw=said, **tokens) if cut else Answer(said, **tokens)
 
-# %% ../nbs/03_teacher.ipynb #eb35da12
+# %% ../nbs/03_teacher.ipynb #017e1246
 @dataclass
 class Asked:
     "What came of asking."
@@ -347,7 +347,7 @@ class _Asking:
         self._tell()
         try:
             while self.ready or self.later or self.under_way:
-                self._send()
+                await self._send()
                 if not self.under_way and self.result.stopped: break
                 await self._wait()
         finally: # what is under way is paid for: keep what still comes
@@ -356,7 +356,7 @@ class _Asking:
             if hasattr(self.backend, 'close'): await self.backend.close()
         return self.result
 
-    def _send(self):
+    async def _send(self):
         while self.later and self.later[0][0] <= self.clock.time(): self.ready.append(heapq.heappop(self.later)[2:])
         while self.ready and len(self.under_way) < int(self.limit):
             need = self._most_tokens(self.ready[0][0])
@@ -366,12 +366,13 @@ class _Asking:
             question, attempt = self.ready.popleft()
             self.reserved += need; self.result.sent += 1
             self.under_way[asyncio.ensure_future(self.backend.ask(question, self.sampling))] = question, attempt
+            for _ in range(10): await asyncio.sleep(0) # turns of the loop: about as many as it takes to go out
 
     async def _wait(self): # until an answer is there, or the time of a waiting question has come
         pause = [asyncio.ensure_future(self.clock.sleep(max(0., self.later[0][0]-self.clock.time())))] if self.later else []
         done, _ = await asyncio.wait([*self.under_way, *pause], return_when=asyncio.FIRST_COMPLETED)
         for p in pause: p.cancel()
-        self._settle(done-set(pause))
+        for task in done-set(pause): self._settle([task]); await self._send()
 
     def _settle(self, tasks, quiet=False):
         for task in tasks:
@@ -384,7 +385,7 @@ class _Asking:
             elif not quiet: raise error
 
     def _keep(self, question, answer):
-        request = dict(endpoint=self.backend.endpoint, model=self.backend.model, question=asdict(question), sampling=asdict(self.sampling))
+        request = dict(endpoint=self.backend.endpoint, model=self.backend.model, question=vars(question), sampling=vars(self.sampling))
         self.store.put(self._key(question), request, answer)
         self.result.tokens += answer.prompt_tokens+answer.completion_tokens or self._most_tokens(question)
         self.limit = min(self.most, self.limit+1/self.limit)

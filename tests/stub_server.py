@@ -1,5 +1,5 @@
 "A server that speaks as an OpenAI-compatible one does, and fails as they do."
-import asyncio, hashlib, json, threading, time
+import asyncio, hashlib, json, sys, threading, time
 from collections import Counter
 
 PASSING = ('drop', 'cut off', 'slow', '429 after 0', '429 after 1', '429 after 600', '429 after soon', 'status 500', 'status 503', 'web page', 'null content', 'bad json',
@@ -10,6 +10,11 @@ LASTING = {'refusal':'refusal', 'length':'cut short', 'other model':'wrong model
 def completion(content='Because. So the answer is yes.', ended='stop', model='m', **more):
     return json.dumps({'id':'x', 'object':'chat.completion', 'created':0, 'model':model, 'choices':[{'index':0, 'message':{'role':'assistant', 'content':content}, 'finish_reason':ended}],
                        'usage':{'prompt_tokens':20, 'completion_tokens':10, 'total_tokens':30}} | more).encode()
+
+
+BODIES = {'web page':b'<html>busy</html>', 'null content':completion(None), 'bad json':b'{"choices": [', 'not utf-8':b'\xff\xfe\x00', 'a list':b'[1]',
+          'error in 200':b'{"error": {"message": "overloaded"}}', 'no choices':completion(choices=[]), 'refusal':completion('', ended='content_filter'),
+          'length':completion('Because of', ended='length'), 'other model':completion(model='another'), 'blank':completion('  '), 'huge':completion('x'*5_000_000)}
 
 
 class Stub:
@@ -47,10 +52,7 @@ class Stub:
     def _reply(self, fault, asked):
         if fault and fault.startswith('429'): return 429, f'Retry-After: {fault.split()[-1]}\r\n', b'{"error": {"message": "slow down"}}'
         if fault and fault.startswith('status'): return int(fault.split()[-1]), '', b'{"error": {"message": "no"}}'
-        body = {'web page':b'<html>busy</html>', 'null content':completion(None), 'bad json':b'{"choices": [', 'not utf-8':b'\xff\xfe\x00', 'a list':b'[1]',
-                'error in 200':b'{"error": {"message": "overloaded"}}', 'no choices':completion(choices=[]), 'refusal':completion('', ended='content_filter'),
-                'length':completion('Because of', ended='length'), 'other model':completion(model='another'), 'blank':completion('  '), 'huge':completion('x'*5_000_000)}
-        return 200, '', body.get(fault, completion(model=asked['model']))
+        return 200, '', BODIES[fault] if fault in BODIES else completion(model=asked['model'])
 
 
 def faults(share=.2):
@@ -60,3 +62,7 @@ def faults(share=.2):
         n = int(hashlib.sha256(text.encode()).hexdigest(), 16)
         return kinds[n//1000 % len(kinds)] if n % 1000 < 1000*share else None
     return fault
+
+
+if __name__ == '__main__': # LATENCY: in a process of its own, until standard input ends
+    with Stub(latency=float(sys.argv[1])) as stub: print(stub.url, flush=True); sys.stdin.read()

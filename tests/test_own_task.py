@@ -180,6 +180,23 @@ def test_what_is_scored_was_not_trained_on(folder, split):
 def test_a_mistake_in_an_exemplar(folder, line, words): refused(folder(exemplars=line), 'exemplars.jsonl:1: ', *words)
 
 
+@pytest.mark.parametrize('split', ['validation', 'test'])
+def test_an_exemplar_is_no_row_on_which_we_score(folder, split):
+    worked = [dict(input='x?', rationale='So.', label='Returns'), dict(input=' last 1', rationale='Because.', label='billing')]
+    message = refused(folder(exemplars=worked, **{split:rows(3, word='last')}), 'exemplars.jsonl:2: the same input as', f"{split}.jsonl:2 (id 'shop-{split}-000002')")
+    assert 'show the teacher other inputs' in message
+
+
+def test_an_exemplar_is_never_held_out(folder):
+    held = {s:load_own_task(folder())[s]['input'] for s in ('validation', 'test')}
+    worked = [dict(input=i, rationale='Because.', label='billing') for some in held.values() for i in some]
+    shop = load_own_task(folder(exemplars=worked))
+    assert {e['input'] for e in worked} <= set(shop['train']['input']) and sum(len(shop[s]) for s in shop.splits) == 20
+    other = load_own_task(folder(exemplars=[dict(input='x?', rationale='Because.', label='billing')]))
+    assert held == {s:other[s]['input'] for s in held}
+    refused(folder(exemplars=[dict(input=f'message {i}', rationale='Because.', label='billing') for i in range(11)]), 'train.jsonl: 9 different inputs beside the exemplars are too few')
+
+
 def test_a_folder_that_is_none(folder, tmp_path):
     refused(folder(train=False), 'train.jsonl is missing', 'one JSON object per line')
     refused(folder(dev=rows(3, word='later')), 'dev.jsonl: this file should be called validation.jsonl')

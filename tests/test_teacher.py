@@ -6,6 +6,8 @@ from urllib.parse import quote
 
 import pytest
 
+from dsbs.extraction import Reading, read_set
+from dsbs.tasks import load_task
 from dsbs.teacher import AnswerStore, Clock, Question, Sampling, Server, ask_all
 from stub_server import LASTING, PASSING, Stub, completion, faults
 
@@ -45,20 +47,23 @@ def test_budget_is_never_passed(tmp_path):
     assert result.stopped == 'budget' and 1300 < result.tokens <= 1500 and sum(stub.served.values())*30 == result.tokens
 
 
-def test_pace(tmp_path):
-    "At a fixed latency, throughput comes near that of the concurrency (the best of three: other work on the machine is not ours to judge)."
-    def share(k):
-        start = time.perf_counter()
-        result = ask_all(questions(32, f'time {k}'), Server(stub.url, 'm'), store, concurrency=8)
-        assert result.sent == 32
-        return 32*2./(time.perf_counter()-start)/8
-    with Stub(latency=2.) as stub:
-        store = AnswerStore(tmp_path/'a.sqlite')
-        ask_all(questions(1, 'warm'), Server(stub.url, 'm'), store)
-        best = 0
-        for k in range(3):
-            if (best := max(best, share(k))) >= .75: break
-    assert best >= .75
+@pytest.fixture
+def far_stub():
+    "The address of a stub that answers after two seconds, in a process of its own."
+    running = subprocess.Popen([sys.executable, str(ROOT/'tests'/'stub_server.py'), '2'], stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True)
+    yield running.stdout.readline().strip()
+    running.stdin.close(); running.wait(10)
+
+
+def test_pace(tmp_path, far_stub):
+    "At a fixed latency, throughput is at least 95% of what the concurrency allows (the best of three: other work on the machine is not ours to judge)."
+    store, shares = AnswerStore(tmp_path/'a.sqlite'), []
+    ask_all(questions(1, 'warm'), Server(far_stub, 'm'), store)
+    while len(shares) < 3 and max(shares, default=0) < .95:
+        server, start = Server(far_stub, 'm'), time.perf_counter()
+        assert ask_all(questions(24, f'time {len(shares)}'), server, store, concurrency=8).sent == 24
+        shares.append(24/(time.perf_counter()-start) / (8/2.))
+    assert max(shares) >= .95, shares
 
 
 @pytest.mark.parametrize('status', [401, 200])
@@ -180,12 +185,14 @@ def test_self_consistency(dsbs, tmp_path):
     class Wavering(Stub):
         def _reply(self, fault, asked):
             n = sum(self.served.values())
-            return 200, '', completion('One reason. So the answer is no.' if n % 3 == 0 else 'Another reason. So the answer is yes.')
+            return 200, '', completion('One reason. So the answer is no.' if n % 3 == 0 else f'Reason {n % 3}. So the answer is yes.')
     with Wavering() as stub:
         status, out, err = dsbs('extract', 'same_kind', '--base-url', stub.url, '--model', 'm', '--limit', '5', '--samples', '3', '--concurrency', '1', '--out', tmp_path/'set', '--json')
     rows = [json.loads(l) for l in (tmp_path/'set'/'train.jsonl').read_text().splitlines()]
     assert status == 0 and json.loads(out)['sent'] == 15
-    assert [(r['label'], r['rationale'], r['votes']) for r in rows] == [('yes', 'Another reason.', 2)]*5
+    assert [(r['label'], r['rationale'], r['votes'], r['others']) for r in rows] == [('yes', 'Reason 1.', 2, ['Reason 2.'])]*5
+    read = read_set(tmp_path/'set', load_task('same_kind'), 'train')
+    assert [read[r['id']] for r in rows] == [Reading('Reason 1.', 'yes')]*5
 
 
 def test_a_task_folder_works_as_a_built_in_task(dsbs, tmp_path):
