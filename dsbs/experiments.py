@@ -6,7 +6,7 @@
 __all__ = ['BUNDLE', 'find_record', 'run_together', 'run', 'default_workers', 'run_all', 'published', 'read_results',
            'find_published', 'run_status']
 
-# %% ../nbs/11_experiments.ipynb #b472772a
+# %% ../nbs/11_experiments.ipynb #8e735bb5
 import json, os, threading, time, traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -17,7 +17,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from .records import UsageError, canonical_json, data_dir as find_data_dir, hash_json, read_jsonl, runs_dir as find_runs_dir, write_text
-from .specs import ADDED, RunSpec, run_key
+from .specs import ADDED, SCRATCH, RunSpec, run_key
 
 # %% ../nbs/11_experiments.ipynb #82148127
 def find_record(key:str, runs_dir:str|Path|None=None) -> dict|None:
@@ -65,7 +65,7 @@ def run(
     "Make a run, or return its record if it was made already."
     return run_together([spec], data_dir, runs_dir, progress)[0]
 
-# %% ../nbs/11_experiments.ipynb #fff3dd18
+# %% ../nbs/11_experiments.ipynb #592e82b7
 def _start_worker(parent):
     os.environ['TOKENIZERS_PARALLELISM'] = 'false'
     def watch():
@@ -116,7 +116,9 @@ def _bundles(specs, workers): # costly ones first, each of specs that differ in 
     bundles = [some[i:i+size] for some in alike.values() for i in range(0, len(some), size)]
     return sorted(bundles, key=lambda some: len(some)*_cost(some[0]), reverse=True)
 
-def _cost(spec): return spec.max_steps*(3 if spec.method != 'standard' and spec.rationale_weight else 1)
+def _cost(spec): # about, in updates of the smallest student
+    width, layers = SCRATCH.get(spec.student, (768, 12))
+    return spec.max_steps*width*layers*(3 if spec.method != 'standard' and spec.rationale_weight else 1)
 
 # %% ../nbs/11_experiments.ipynb #6d4f97e7
 def published(record:dict) -> dict:

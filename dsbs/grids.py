@@ -31,7 +31,7 @@ def over(
     "A spec with all combinations of some settings' values, each for every seed."
     return [replace(spec, **dict(zip(fields, values)), seed=s, subset_seed=s) for values in product(*fields.values()) for s in seeds]
 
-# %% ../nbs/12_grids.ipynb #1dfe91a7
+# %% ../nbs/12_grids.ipynb #08b7ba51
 @dataclass(frozen=True)
 class Setup:
     "How a preset trains on one dataset."
@@ -40,7 +40,8 @@ class Setup:
     sizes: tuple = () # Sizes of subsets for Figure 4
     teacher_sizes: tuple = () # For Figure 5
     search: tuple = () # For Figures 8 and 9
-    students: tuple = () # For Figures 6 to 9, smallest first
+    students: tuple = () # For Figures 6 and 7, smallest first
+    searched: tuple = () # For Figures 8 and 9
     size: int|float|None = None # Of subsets where students are compared
     control: int|float|None = None # Of subsets for controls: the smallest with which step-by-step clearly learns
     ratio: float = 2 # Updates of standard finetuning that cost as much as one of step-by-step
@@ -63,7 +64,7 @@ class Setup:
         "Standard finetuning with step-by-step's compute."
         return self.runs('standard', sizes, max_steps=round(self.ratio*self.standard.max_steps), patience=round(self.ratio*self.standard.patience))
 
-# %% ../nbs/12_grids.ipynb #f3ec3ec1
+# %% ../nbs/12_grids.ipynb #a9be1c4c
 STARTS = {'small': dict(init_factor=.3, learning_rate=5e-3), 'medium': dict(init_factor=1., learning_rate=2e-3), 'slow': dict(init_factor=1., learning_rate=1e-3)}
 CHOSEN = {'same_kind': dict(standard='medium', step_by_step='medium'),
           'heavier': dict(standard='slow', step_by_step='small'),
@@ -78,7 +79,7 @@ def _quick():
     short = replace(EMBEDDED_BASE, max_steps=400, patience=200)
     return {
         'same_kind':_embedded('same_kind', sizes=(100, 150, 200, 250, 350, 500, 720), teacher_sizes=(150, 250, 500, 720), search=(250, 500, 720), size=250, control=250, longer_at=250,
-                              students=('scratch-32x2', 'scratch-64x2', 'scratch-128x2'), teachers=(dict(teacher_error=.05), dict(teacher_error=.2)), guess=.5,
+                              students=('scratch-32x2', 'scratch-64x2', 'scratch-128x2'), searched=('scratch-32x2', 'scratch-64x2'), teachers=(dict(teacher_error=.05), dict(teacher_error=.2)), guess=.5,
                               extra=dict(extra='same_kind', n_extra=250), tune=(200, 450)),
         'heavier':_embedded('heavier', sizes=(300,), control=300, tune=(300,)),
         'more_picked':_embedded('more_picked', short, sizes=(10, 20, 40), control=40, tune=(20,))}
@@ -112,7 +113,7 @@ def _own(task, teacher):
     return Setup(replace(base, method='standard'), base, sizes=sizes, teacher_sizes=sizes, size=1., control=1., longer_at=1., unit='train_fraction',
                  students=('scratch-32x2', 'scratch-64x2', 'scratch-128x2'))
 
-# %% ../nbs/12_grids.ipynb #05ce0f3b
+# %% ../nbs/12_grids.ipynb #b1d746fb
 def _fig4(s):
     return dict(standard=s.runs('standard', s.sizes), step_by_step=s.runs('step_by_step', s.sizes),
                 shuffled=s.runs('step_by_step', (s.control,), rationales='shuffled') if s.longer_at else [],
@@ -129,10 +130,10 @@ def _augmented(s): # where all labels are the teacher's, added rows are more of 
     if s.unit == 'train_fraction': return {curve:[replace(r, **s.extra) for r in specs] for curve, specs in _fig7(s).items()}
     return {method:s.runs(method, (s.control,)) + s.runs(method, (s.control,), **s.extra) for method in ('standard', 'step_by_step')}
 
-def _search(s): return {method:s.runs(method, s.search, s.students) for method in ('standard', 'step_by_step')}
+def _search(s): return {method:s.runs(method, s.search, s.searched or s.students) for method in ('standard', 'step_by_step')}
 
 def _search_teacher(s):
-    return {curve:s.runs(method, s.search, s.students, label_source='teacher') for curve, method in (('task_distillation', 'standard'), ('step_by_step', 'step_by_step'))}
+    return {curve:s.runs(method, s.search, s.searched or s.students, label_source='teacher') for curve, method in (('task_distillation', 'standard'), ('step_by_step', 'step_by_step'))}
 
 # %% ../nbs/12_grids.ipynb #accfbea8
 def _table1(s):

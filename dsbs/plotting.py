@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LOOKS', 'STYLE', 'AXES', 'Look', 'accuracy_curves', 'short_number', 'say_what_is_missing', 'literal', 'seeds_note',
            'panels_figure', 'shared_legend', 'accuracy_rows', 'rows_figure', 'beats_teacher', 'learning_curves',
-           'save_figure']
+           'headline_bars', 'cost_lines', 'save_figure']
 
 # %% ../nbs/14_plotting.ipynb #ecec1fb3
 from collections.abc import Sequence
@@ -212,6 +212,33 @@ def learning_curves(
     ax.set_xlabel('Tokens trained on (millions)'); ax.set_ylabel('Validation accuracy (%)')
     ax.set_title(literal(title) + (f' ({min(seeds)} seeds, a line each)' if seeds else ''), loc='left')
     say_what_is_missing(ax, pd.DataFrame(dict(n=[3]*len(seeds))), missing)
+    return ax
+
+# %% ../nbs/14_plotting.ipynb #4958f4bd
+def headline_bars(
+    ax:plt.Axes,
+    least:pd.DataFrame, # panel, curve and the fields of `claims.smallest_and_least`
+    field:str, # "n_train" or "parameters"
+    label:str,
+) -> plt.Axes:
+    "A bar for each method: what it needs to pass the teacher."
+    for row, (_, p) in enumerate(least.iloc[::-1].iterrows()):
+        if p[field] is None or pd.isna(p[field]): ax.text(0, row, ' does not pass the teacher', va='center', fontsize=7)
+        else: ax.barh(row, p[field], color=LOOKS[p['curve']].color, height=.6); ax.text(p[field], row, f' {short_number(p[field])}', va='center', fontsize=7)
+    ax.set_yticks(range(len(least)), [LOOKS[c].name for c in reversed(list(least['curve']))] if len(least) else []); ax.grid(axis='y', visible=False)
+    ax.set_xlabel(label); ax.set_xlim(0, 1.25*max([v for v in least[field] if v and not pd.isna(v)], default=1)) if len(least) else say_what_is_missing(ax, least)
+    return ax
+
+def cost_lines(
+    ax:plt.Axes,
+    costs:pd.DataFrame, # From `evaluation.prediction_cost`
+) -> plt.Axes:
+    "Milliseconds for an answer against the student's size."
+    for (form, some), curve in zip(costs.groupby('form', sort=False), ('step_by_step', 'single_task')):
+        ax.plot(some['parameters'], some['milliseconds'], color=LOOKS[curve].color, marker=LOOKS[curve].marker, label=f'{form} ({", ".join(str(n) for n in sorted(set(some["new_tokens"])))} tokens)')
+    ax.set_xscale('log'); ax.set_yscale('log'); ax.set_xlabel(AXES['parameters']); ax.set_ylabel('Milliseconds for one answer')
+    ax.set_xticks(sorted(set(costs['parameters'])), [short_number(n) for n in sorted(set(costs['parameters']))]); ax.minorticks_off()
+    ax.legend(frameon=False); ax.set_title('One thread, batches of 64', loc='left')
     return ax
 
 # %% ../nbs/14_plotting.ipynb #ab5d3bb9
