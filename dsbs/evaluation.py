@@ -49,7 +49,7 @@ def label_accuracy(
     right = sum(is_correct(label_from_output(o, method), l, answer) for o, l in zip(outputs, labels, strict=True))
     return round(100*right/len(labels), 4)
 
-# %% ../nbs/09_evaluation.ipynb #26a078ac
+# %% ../nbs/09_evaluation.ipynb #aa9f620a
 def prediction_cost(
     students:Sequence[str], # Of `specs.SCRATCH`
     task:str='same_kind', # An embedded task
@@ -58,7 +58,7 @@ def prediction_cost(
 ) -> list[dict]: # student, parameters, form, new_tokens, milliseconds (for one example), threads
     "Time answers on this machine, on one thread."
     task, why = load_task(task), extract(load_task(task), 'train')
-    texts = [*task['train']['input'], *(r.rationale for r in why.values()), *task.label_set]
+    texts = [*task['train']['input'], *(f'{r.rationale} {ANSWER_MARK}' for r in why.values()), *task.label_set]
     before = torch.get_num_threads(); torch.set_num_threads(1)
     try: return [row for name in students for row in _cost_rows(name, texts, task, next(iter(why.values())), repeats, batch_size)]
     finally: torch.set_num_threads(before)

@@ -7,13 +7,13 @@ __all__ = ['LOOKS', 'STYLE', 'AXES', 'Look', 'accuracy_curves', 'short_number', 
            'panels_figure', 'shared_legend', 'accuracy_rows', 'rows_figure', 'beats_teacher', 'learning_curves',
            'headline_bars', 'cost_lines', 'save_figure']
 
-# %% ../nbs/14_plotting.ipynb #ecec1fb3
+# %% ../nbs/14_plotting.ipynb #8c0eccb7
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib as mpl, numpy as np, pandas as pd
-from matplotlib import pyplot as plt
+from matplotlib import pyplot as plt, ticker
 
 from .claims import summary
 from .records import replacing
@@ -214,7 +214,7 @@ def learning_curves(
     say_what_is_missing(ax, pd.DataFrame(dict(n=[3]*len(seeds))), missing)
     return ax
 
-# %% ../nbs/14_plotting.ipynb #4958f4bd
+# %% ../nbs/14_plotting.ipynb #989c9877
 def headline_bars(
     ax:plt.Axes,
     least:pd.DataFrame, # panel, curve and the fields of `claims.smallest_and_least`
@@ -236,7 +236,7 @@ def cost_lines(
     "Milliseconds for an answer against the student's size."
     for (form, some), curve in zip(costs.groupby('form', sort=False), ('step_by_step', 'single_task')):
         ax.plot(some['parameters'], some['milliseconds'], color=LOOKS[curve].color, marker=LOOKS[curve].marker, label=f'{form} ({", ".join(str(n) for n in sorted(set(some["new_tokens"])))} tokens)')
-    ax.set_xscale('log'); ax.set_yscale('log'); ax.set_xlabel(AXES['parameters']); ax.set_ylabel('Milliseconds for one answer')
+    ax.set_xscale('log'); ax.set_yscale('log'); ax.yaxis.set_major_formatter(ticker.StrMethodFormatter('{x:g}')); ax.set_xlabel(AXES['parameters']); ax.set_ylabel('Milliseconds for one answer')
     ax.set_xticks(sorted(set(costs['parameters'])), [short_number(n) for n in sorted(set(costs['parameters']))]); ax.minorticks_off()
     ax.legend(frameon=False); ax.set_title('One thread, batches of 64', loc='left')
     return ax

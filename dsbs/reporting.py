@@ -6,16 +6,19 @@
 __all__ = ['PRESETS', 'figure_notebooks', 'check_parameters', 'run_notebook', 'reproduce', 'check_preset', 'readme_text',
            'write_readme']
 
-# %% ../nbs/15_reporting.ipynb #41830a2f
-import os, shutil, sys, tempfile, warnings
+# %% ../nbs/15_reporting.ipynb #fa416c3e
+import json, os, shutil, sys, tempfile, warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nbformat, papermill
 from nbconvert import MarkdownExporter
 from papermill.exceptions import PapermillExecutionError
 
+from .experiments import default_workers
 from .extraction import read_set
-from .records import UsageError, one_of, project_root, replacing, reports_dir, write_text
+from .grids import SETUPS, describe, grid, keep_described, measure, presets_of, publish
+from .records import UsageError, hash_file, hash_json, one_of, project_root, replacing, reports_dir, write_text
 from .tasks import load_task
 
 # %% ../nbs/15_reporting.ipynb #bec22e56
@@ -80,30 +83,63 @@ def _as_published(notebook, private): # without times, progress bars, and folder
             cell.source = '\n'.join(l for l in cell.source.splitlines() if l.split(' = ')[0] not in private)
     return notebook
 
-# %% ../nbs/15_reporting.ipynb #c46af829
+# %% ../nbs/15_reporting.ipynb #57e47f19
 def reproduce(
-    names:list[str]=(), # Figures; all when empty
+    names:list[str]=(), # Figures; all that have the preset when empty
     preset:str='quick', # One of `PRESETS`
     workers:int=0, # Training processes; 0: one for each CPU
     data_dir:str='', # Folder of the datasets; see `records.data_dir`
     reports:str='', # Folder of the reports; see `records.reports_dir`
     task:str='', # Preset own: the task folder
     teacher:str='', # Preset own: the folder of its rationale set
-) -> list[Path]: # The files that were written
-    "Run figure notebooks and put what they make in its place."
+) -> list[Path]: # The files that make it up, whether written now or found as they should be
+    "Make the runs of figures, run their notebooks and put what they make in its place."
     one_of('preset', preset, PRESETS); own = _check_own(preset, task, teacher, data_dir)
-    written, reports = [], reports_dir(reports or None)
-    reports.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(reports)
-    for path in figure_notebooks(names):
-        check_preset(path, preset)
-        with tempfile.TemporaryDirectory(dir=reports, prefix=f'.staging-{os.getpid()}-') as stage:
-            out = Path(stage)/'notebooks'/f'{path.stem}.{preset}.ipynb'
-            print(f'{path.stem}: preset {preset}', file=sys.stderr)
-            run_notebook(path, out, dict(preset=preset, workers=workers, data_dir=str(data_dir), reports=str(reports), stage=stage) | own,
-                         private=('data_dir', 'reports', 'stage', 'task', 'teacher'))
-            written += _move(Path(stage), reports/preset if preset in ('smoke', 'own') else reports)
-    return written
+    paths = figure_notebooks(names)
+    for path in paths if names else (): check_preset(path, preset)
+    paths, reports = [p for p in paths if preset in presets_of(p.stem)], reports_dir(reports or None)
+    target = reports/preset if preset in ('smoke', 'own') else reports
+    target.mkdir(parents=True, exist_ok=True); _remove_abandoned(reports)
+    written = _make_results(paths, preset, workers, data_dir, reports, target, own)
+    def figure(path):
+        parameters = dict(preset=preset, workers=workers, data_dir=str(data_dir), reports=str(reports)) | own
+        files = _as_it_should_be(path, preset, reports, target) or _run_figure(path, preset, reports, target, parameters)
+        print(f'{path.stem}: done', file=sys.stderr, flush=True)
+        return files
+    with ThreadPoolExecutor(workers or default_workers()) as pool: made = [pool.submit(figure, path) for path in paths]
+    failed = [f'{p.stem}: {job.exception()}' for p, job in zip(paths, made) if job.exception()]
+    if failed: raise RuntimeError(f'{len(failed)} of {len(paths)} figures failed; the others are in place. ' + '; '.join(failed))
+    return written + [file for job in made for file in job.result()]
+
+def _make_results(paths, preset, workers, data_dir, reports, target, own): # runs, and what the data are
+    if preset == 'recorded': return []
+    panels = {(p.stem, panel):curves for p in paths for panel, curves in grid(p.stem, preset, **own).items()}
+    records, file = measure(panels, preset, reports/'results', data_dir or None, workers), target/'results'/f'{preset}.jsonl'
+    if records: publish(records, file)
+    if preset in SETUPS: keep_described(describe(preset, data_dir or None), reports/'datasets.jsonl')
+    return [file]*bool(records) + [reports/'datasets.jsonl']*(preset in SETUPS)
+
+def _run_figure(path, preset, reports, target, parameters):
+    with tempfile.TemporaryDirectory(dir=reports, prefix=f'.staging-{os.getpid()}-') as stage:
+        stage, before = Path(stage), _made_from(path, preset, reports, target)
+        out = run_notebook(path, stage/'notebooks'/f'{path.stem}.{preset}.ipynb', parameters | dict(stage=str(stage)), private=('data_dir', 'reports', 'stage', 'task', 'teacher'))
+        shutil.rmtree(stage/'results', ignore_errors=True); (stage/'datasets.jsonl').unlink(missing_ok=True) # these are in place, with those of all figures
+        notebook = nbformat.read(out, 4)
+        notebook.metadata['dsbs'] = dict(made_from=before, made={str(p.relative_to(stage)):hash_file(p) for p in sorted(stage.rglob('*')) if p.is_file() and p != out})
+        nbformat.write(notebook, out)
+        return _move(stage, target)
+
+def _made_from(path, preset, reports, target): # a hash of what an executed notebook follows from
+    sources = [path, *sorted((project_root()/'dsbs').glob('*.py')), *sorted((target/'results').glob('*.jsonl')), *([reports/'datasets.jsonl'] if (reports/'datasets.jsonl').is_file() else [])]
+    return hash_json([preset] + [[p.name, hash_file(p)] for p in sources])
+
+def _as_it_should_be(path, preset, reports, target): # its files, if it need not be executed again
+    out = target/'notebooks'/f'{path.stem}.{preset}.ipynb'
+    try: known = json.loads(out.read_text(encoding='utf-8'))['metadata']['dsbs']
+    except (OSError, ValueError, KeyError): return None
+    made = {target/name:digest for name, digest in known['made'].items()}
+    if known['made_from'] != _made_from(path, preset, reports, target) or any(not p.is_file() or hash_file(p) != digest for p, digest in made.items()): return None
+    return [out, *made]
 
 def _check_own(preset, task, teacher, data_dir):
     if preset != 'own':
@@ -114,10 +150,10 @@ def _check_own(preset, task, teacher, data_dir):
     return dict(task=str(Path(task).expanduser().resolve()), teacher=str(Path(teacher).expanduser().resolve()))
 
 def check_preset(path:Path, preset:str):
-    "Raise a `UsageError` unless the figure notebook has the preset."
+    "Raise a `UsageError` unless the figure has the preset, and its notebook says so."
+    one_of(f'preset of {path.stem}', preset, presets_of(path.stem))
     comment = papermill.inspect_notebook(str(path)).get('preset', {}).get('help', '')
-    offered = [p for p in PRESETS if p in comment]
-    if preset not in offered: raise UsageError(f'{path.stem} has no preset {preset!r}: choose one of {", ".join(offered)}')
+    if preset not in comment: raise UsageError(f'{path.stem}: the comment of parameter preset should name {preset}')
 
 def _remove_abandoned(reports):
     for folder in reports.glob('.staging-*'):

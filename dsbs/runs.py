@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SHOWN', 'train_runs', 'train_run', 'same_numbers', 'run_and_save', 'model_card']
 
-# %% ../nbs/10_runs.ipynb #8ece4c76
+# %% ../nbs/10_runs.ipynb #d7df8618
 import os, shutil, time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from .evaluation import generate, label_accuracy
 from .extraction import Reading, quality, set_name
-from .multitask import StepByStep, make_views, tokenise
+from .multitask import ANSWER_MARK, StepByStep, make_views, tokenise
 from .records import UsageError, canonical_json, now, provenance, write_text
 from .specs import PREFIXES, RECIPE, SCRATCH, RunSpec, prepare, run_key, train_size, training_examples
 from .student import make_student
@@ -23,10 +23,11 @@ from .tasks import Example, subset
 from .teacher import teacher_name
 from .training import Trainee, fit
 
-# %% ../nbs/10_runs.ipynb #67bd276f
-def _tokenizer_texts(data, prefix_style):
+# %% ../nbs/10_runs.ipynb #4aa31baa
+def _tokenizer_texts(data, prefix_style, method):
     label, rationale = PREFIXES[prefix_style]
     for row in data.task['train']:
+        if method == 'single_task': yield ANSWER_MARK
         yield label + row['input']; yield rationale + row['input']; yield row['label']
         if row['id'] in data.readings: yield data.readings[row['id']].rationale
 
@@ -42,7 +43,7 @@ class _Run: # a spec with its data and student
         self.spec, self.data, self.data_dir = spec, prepare(spec, data_dir), data_dir
         examples = training_examples(spec, self.data)
         if not examples: raise UsageError(f'none of the {train_size(spec, self.data.task)} training rows has a teacher label')
-        self.t5, self.tokenizer = make_student(spec.student, _tokenizer_texts(self.data, spec.prefix_style), spec.seed, spec.revision, spec.dropout, spec.init_factor)
+        self.t5, self.tokenizer = make_student(spec.student, _tokenizer_texts(self.data, spec.prefix_style, spec.method), spec.seed, spec.revision, spec.dropout, spec.init_factor)
         self.rows = tokenise([make_views(e, spec.method, spec.rationale_weight, spec.prefix_style) for e in examples], self.tokenizer, spec.max_input, spec.max_target)
         self.longest_output = spec.max_target if spec.method == 'single_task' else _longest_label(self.data.task, self.tokenizer)+1
 

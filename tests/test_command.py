@@ -19,7 +19,7 @@ def one_line(result, *words):
     (['run', 'task=sudoku'], ["unknown task 'sudoku'", 'same_kind']),
     (['run', 'method=magic'], ["unknown method 'magic'", 'step_by_step']),
     (['run', 'metod=standard'], ['did you mean method?']),
-    (['run', 'n_train=99999'], ['n_train=99999', '1600 rows']),
+    (['run', 'n_train=99999'], ['n_train=99999', '720 rows']),
     (['run', 'n_train=5', 'train_fraction=0.5'], ['not both']),
     (['run', 'train_fraction=2'], ['train_fraction=2.0']),
     (['run', 'learning_rate=fast'], ['should be a number']),
@@ -33,7 +33,7 @@ def one_line(result, *words):
     (['teacher', 'cqa', '--split', 'dev'], ["unknown split 'dev'"]),
     (['reproduce', 'fig99'], ["unknown figure 'fig99'"]),
     (['reproduce', '--preset', 'fast'], ["unknown preset 'fast'"]),
-    (['reproduce', '--preset', 'paper'], ["no preset 'paper'"]),
+    (['reproduce', '--preset', 'papers'], ["unknown preset 'papers'"]),
     (['reproduce', '--workers', '-1'], ['not a whole number']),
     (['fly'], ["'fly'"]), ([], ['command'])], ids=lambda x: ' '.join(x) if isinstance(x, list) else '')
 def test_a_wrong_call_gets_one_line(main, tmp_path, call, words):
