@@ -11,10 +11,27 @@ from pathlib import Path
 
 from .records import UsageError
 
-# %% ../nbs/16_cli.ipynb #76afa9a7
+# %% ../nbs/16_cli.ipynb #46fc7261
 def _reproduce(args):
+    if args.dry_run: return _planned(args)
     from dsbs.reporting import reproduce
     return {'written':[str(p) for p in reproduce(args.names, args.preset, args.workers, args.data_dir or '', args.reports or '', args.task or '', args.teacher or '')]}
+
+def _planned(args): # of reproduce --dry-run
+    from dsbs.grids import FIGURES, SETUPS, grid, plan, specs_of
+    from dsbs.records import one_of, reports_dir
+    one_of('preset of a dry run', args.preset, (*SETUPS, 'smoke'))
+    def figure(name):
+        fitting = [f for f in FIGURES if f == name] or [f for f in FIGURES if f.startswith(name)]
+        if len(fitting) > 1: raise UsageError(f'ambiguous figure {name!r}: choose from {", ".join(fitting)}')
+        return fitting[0] if fitting else one_of('figure', name, FIGURES)
+    wanted = {f:specs_of(grid(f, args.preset)) for f in (map(figure, args.names) if args.names else FIGURES)}
+    return dict(preset=args.preset, figures={f:len(s) for f, s in wanted.items()}) | plan([s for some in wanted.values() for s in some], args.data_dir, reports_dir(args.reports)/'results')
+
+def _claims(args):
+    from dsbs.claims import judge
+    from dsbs.records import reports_dir
+    return judge(reports_dir(args.reports)/'results', args.preset, args.data_dir)
 
 def _run(args):
     settings = {}
@@ -67,12 +84,31 @@ class Outcome(dict):
     "A result with a complaint about it; empty when there is none."
     def __init__(self, result:dict, complaint:str=''): super().__init__(result); self.complaint = complaint
 
-# %% ../nbs/16_cli.ipynb #df221e3a
+# %% ../nbs/16_cli.ipynb #e3e98fa2
 def _text_extract(r):
     right = '' if r['accuracy'] is None else f", accuracy {r['accuracy']:.2f}%"
     return f"{r['task']} {r['split']}: {r['model']} gave {r['kept']} rationales for {r['requested']} rows{right}; {r['failed']} failed; {r['sent']} requests, {r['tokens']} tokens\n{r['out']}"
 
-def _text_reproduce(result): return '\n'.join(result['written'])
+def _text_reproduce(result): return _text_plan(result) if 'groups' in result else '\n'.join(result['written'])
+
+def _table(rows): # aligned columns; the last as long as it is
+    rows = [['' if cell is None else str(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return '\n'.join('  '.join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+
+def _text_plan(p):
+    total = [f"about {p['gpu_hours']:,.0f} hours of an H100"]*bool(p['gpu_hours']) + ['CPU minutes not known' if p['cpu_minutes'] is None else f"{p['cpu_minutes']:,.0f} CPU minutes"]*(p['cpu_minutes'] != 0)
+    runs = _table([[f, n] for f, n in p['figures'].items()])
+    groups = _table([['student', 'method', 'task', 'runs', 'GPU memory, GB', 'GPU hours each', 'CPU minutes each']] +
+                    [[g['student'], g['method'], g['task'], g['runs'], g['gpu_memory_gb'] or '', g['gpu_hours'] or '', '?' if g['cpu_minutes'] is None else g['cpu_minutes'] or ''] for g in p['groups']])
+    lacks = '\n'.join(f"  {m['what']}\n    {m['get']}" for m in p['missing']) or '  nothing'
+    return (f"Runs of each figure at preset {p['preset']}\n{runs}\n\n{p['runs']} runs in all, each counted once; {p['made']} are made on this machine. To be made:\n{groups}\n\n"
+            f"In all: {', '.join(total) or 'nothing'}\n\nMissing on this machine\n{lacks}")
+
+def _text_claims(rows):
+    effect = lambda r: f"{r['effect']:+.1f} [{r['interval'][0]:.1f}, {r['interval'][1]:.1f}] {r['unit']}, n = {r['n']}" if r['interval'] else r['detail']
+    return _table([['claim', 'where', 'preset', 'data', 'verdict', 'effect with its 95% interval, or why there is none']] +
+                  [[r['id'], r['where'], r['preset'], r['data'], r['verdict'], effect(r)] for r in rows])
 
 def _text_run(record):
     m = record['metrics']
@@ -87,7 +123,7 @@ def _text_status(s):
 def _text_teacher(t):
     return f"{t['task']} {t['split']}: {t['teacher']}: {t['correct']} of {t['n']} right, {t['accuracy']:.2f}%; {t['unreadable']} unreadable"
 
-# %% ../nbs/16_cli.ipynb #e5e148ac
+# %% ../nbs/16_cli.ipynb #7a5486a2
 class _Parser(argparse.ArgumentParser):
     def error(self, message): raise UsageError(f'{message} (see {self.prog} --help)')
 
@@ -111,6 +147,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument('--reports', metavar='DIR', help='folder of the reports (default: reports/)')
     p.add_argument('--task', metavar='DIR', help='of preset own: a task folder')
     p.add_argument('--teacher', metavar='DIR', help='of preset own: its rationale set, from dsbs extract')
+    p.add_argument('--dry-run', action='store_true', help='only say which runs there are, what they take, and what is missing')
+    p = add('claims', _claims, _text_claims, 'every claim of the paper, judged by the published records')
+    p.add_argument('--preset', help='quick, standin or paper (default: all)')
+    p.add_argument('--reports', metavar='DIR', help='folder of the reports (default: reports/)')
     p = add('run', _run, _text_run, 'one training run')
     p.add_argument('settings', nargs='*', metavar='KEY=VALUE', help='settings of the run, such as task=cqa method=standard max_steps=50')
     p.add_argument('--save', metavar='DIR', help='keep the trained student there, with a model card')
