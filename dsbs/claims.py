@@ -9,7 +9,7 @@ __all__ = ['TIDY', 'PAPER_SOURCE', 'PAPER_TABLES', 'TEACHER', 'REPRODUCTIONS', '
            'decide', 'Evidence', 'every_point', 'mean_gain', 'near_share', 'saved', 'less_data', 'average_saving',
            'beats_teacher', 'added_rows', 'teachers', 'training_format', 'Claim', 'data_name', 'judge']
 
-# %% ../nbs/13_claims.ipynb #357ddab1
+# %% ../nbs/13_claims.ipynb #8ce10a27
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +23,7 @@ from .experiments import find_published
 from .grids import FIGURES, grid
 from .records import UsageError, one_of
 from .specs import RunSpec
-from .tasks import EMBEDDED, EMBEDDED_SIZES, PAPER
+from .tasks import EMBEDDED, EMBEDDED_SIZES
 
 # %% ../nbs/13_claims.ipynb #4b99cee8
 def share_interval(
@@ -44,15 +44,19 @@ def mean_interval(
     error = float(values.std(ddof=1)/math.sqrt(n))
     return float(values.mean()), float(stats.t.ppf((1+level)/2, n-1)*error), error
 
-# %% ../nbs/13_claims.ipynb #097267a0
+# %% ../nbs/13_claims.ipynb #4fb0b814
 TIDY = ('panel', 'task', 'curve', 'seed', 'student', 'rationale_weight', 'n_train', 'parameters', 'test_accuracy', 'validation_accuracy', 'majority_accuracy', 'best_step', 'steps', 'stopped', 'tokens', 'n_test', 'key')
 
 def tidy(
     records:dict[str, dict[str, list[dict]]], # panel -> curve -> records, from `grids.measure`
 ) -> pd.DataFrame: # One row per run, columns `TIDY`
-    "Records as a table."
+    "Records as a table. `n_train` counts the rows drawn, those that teach nothing because their answer could not be read included."
+    drawn = {}
+    for panel, curves in records.items():
+        for r in (r for some in curves.values() for r in some): drawn[panel, r['spec']['train_fraction']] = max(r['metrics']['n_train'], drawn.get((panel, r['spec']['train_fraction']), 0))
+    def asked(panel, r): return r['spec']['n_train']+(r['spec'].get('n_extra') or 0) if r['spec']['n_train'] else drawn[panel, r['spec']['train_fraction']]
     return pd.DataFrame([dict(panel=panel, curve=curve, **{name:(r['metrics'] | r['spec']).get(name) for name in TIDY[1:] if name not in ('curve', 'key', 'n_train')},
-                              n_train=r['metrics']['n_train'], key=r['key'])
+                              n_train=asked(panel, r), key=r['key'])
                          for panel, curves in records.items() for curve, some in curves.items() for r in some], columns=list(TIDY))
 
 def summary(

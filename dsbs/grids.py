@@ -157,7 +157,7 @@ def _compute(s): return dict(standard=s.runs('standard', (s.longer_at,)), equal_
 def _tuning(s):
     return {f'{method}_{start}':[replace(r, **values) for r in replace(s, seeds=(100,)).runs(method, s.tune)] for method in ('standard', 'step_by_step') for start, values in STARTS.items()}
 
-# %% ../nbs/12_grids.ipynb #861183ef
+# %% ../nbs/12_grids.ipynb #a151c764
 @dataclass(frozen=True)
 class Figure:
     "A figure or table: where it is in the paper, and the runs behind it."
@@ -193,9 +193,9 @@ def grid(
     task:str='', # Preset "own": the task folder
     teacher:str='', # Preset "own": the folder of its rationale set
 ) -> dict[str, dict[str, list[RunSpec]]]: # panel -> curve -> specs
-    "The runs of a figure."
+    "The runs of a figure; none at a preset that it does not have."
     f = FIGURES[one_of('figure', figure, FIGURES)]
-    one_of(f'preset of {figure}', preset, presets_of(figure))
+    if one_of('preset', preset, ('recorded', 'smoke', *SETUPS, 'own')) not in presets_of(figure): return {}
     if preset == 'own': return _drawn(f, {Path(task).name:_own(task, teacher)}, f.augmented)
     if preset == 'recorded': return {panel:curves for p in PUBLISHED if p in FIGURES[figure].data for panel, curves in grid(figure, p).items()}
     if preset == 'smoke': return _smoke(grid(figure, next(iter(f.data))))

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LOOKS', 'STYLE', 'AXES', 'Look', 'accuracy_curves', 'short_number', 'say_what_is_missing', 'literal', 'seeds_note',
-           'panels_figure', 'shared_legend', 'accuracy_rows', 'rows_figure', 'beats_teacher', 'learning_curves',
-           'headline_bars', 'cost_lines', 'save_figure']
+           'panels_figure', 'shared_legend', 'accuracy_rows', 'published_rows', 'rows_figure', 'beats_teacher',
+           'learning_curves', 'headline_bars', 'cost_lines', 'save_figure']
 
 # %% ../nbs/14_plotting.ipynb #8c0eccb7
 from collections.abc import Sequence
@@ -48,7 +48,7 @@ STYLE = {
     'axes.axisbelow':True, 'lines.linewidth':1.4, 'lines.markersize':4, 'savefig.dpi':200, 'figure.dpi':120,
     'svg.hashsalt':'dsbs', 'svg.fonttype':'none', 'font.family':'DejaVu Sans'}
 
-# %% ../nbs/14_plotting.ipynb #6a7ebe11
+# %% ../nbs/14_plotting.ipynb #079933e6
 AXES = {'n_train':'Training examples', 'parameters':"Student's parameters", 'rationale_weight':'Weight of the rationale task'}
 
 def accuracy_curves(
@@ -123,14 +123,14 @@ def panels_figure(
     shared_legend(fig, axes[0], loc='outside lower center', ncols=2 if len(points) < 3 else 3)
     return fig
 
-def shared_legend(fig:plt.Figure, axes:Sequence[plt.Axes], **kw) -> mpl.legend.Legend:
+def shared_legend(fig:plt.Figure|mpl.figure.SubFigure, axes:Sequence[plt.Axes], **kw) -> mpl.legend.Legend:
     "One legend for all panels, each name once."
     named = {name:handle for ax in axes for handle, name in zip(*ax.get_legend_handles_labels())}
     order = {look.name:i for i, look in enumerate(LOOKS.values())}
     names = sorted(named, key=lambda n: order.get(n, 99))
     return fig.legend([named[n] for n in names], names, frameon=False, **kw)
 
-# %% ../nbs/14_plotting.ipynb #87b1f0c7
+# %% ../nbs/14_plotting.ipynb #f7f91de4
 def accuracy_rows(
     ax:plt.Axes,
     frame:pd.DataFrame, # From `claims.tidy`, of one panel
@@ -156,19 +156,44 @@ def accuracy_rows(
     say_what_is_missing(ax, points, missing)
     return ax
 
+def published_rows(
+    ax:plt.Axes,
+    values:dict[str, float], # Curve -> accuracy in percent, as published
+    title:str='',
+    repeated:dict[str, float]={}, # Source -> what others measured for step-by-step
+    names:bool=True, # Write the names of the rows
+) -> plt.Axes:
+    "Draw published numbers: hollow marks, nothing of ours, no error bars where none were given."
+    curves = [c for c in LOOKS if c in values]
+    for row, curve in enumerate(reversed(curves)):
+        ax.plot(values[curve], row, linestyle='', marker=LOOKS[curve].marker, color=LOOKS[curve].color, markerfacecolor='white', markersize=6, label='the paper, 4 runs' if not row else None)
+    for (source, value), mark in zip(repeated.items(), '123'):
+        if 'step_by_step' in curves: ax.plot(value, len(curves)-1-curves.index('step_by_step'), linestyle='', marker=mark, color='#555555', markersize=7, label=source)
+    ax.set_yticks(range(len(curves)), [LOOKS[c].name if names else '' for c in reversed(curves)]); ax.set_ylim(-.6, max(.6, len(curves)-.4)); ax.grid(axis='y', visible=False)
+    ax.margins(x=.15); ax.set_xlabel('Test accuracy (%)'); ax.set_title(literal(title), loc='left')
+    return ax
+
 def rows_figure(
     frame:pd.DataFrame, # From `claims.tidy`
     titles:dict[str, str],
     teacher:dict[str, float]={}, # Panel -> the teacher's accuracy in percent, where known
     chance:dict[str, float]={}, # Panel -> accuracy in percent of always giving the commonest label
     missing:dict[str, int]={}, # Panel -> runs that should be there
+    published:dict[str, dict[str, float]]={}, # Curve -> panel -> accuracy in percent
+    repeated:dict[str, dict[str, float]]={}, # Source -> panel -> accuracy in percent
 ) -> plt.Figure:
-    "One panel for each dataset."
-    panels = list(dict.fromkeys(frame['panel'])); tall = max([frame[frame['panel'] == p]['curve'].nunique() for p in panels], default=1)
-    fig, axes = plt.subplots(1, max(1, len(panels)), figsize=(2.1+2.3*max(1, len(panels)), .9+.28*tall), layout='constrained', squeeze=False)
-    for ax, name in zip(axes[0], panels):
-        accuracy_rows(ax, frame[frame['panel'] == name], titles.get(name, name), teacher.get(name), chance.get(name), missing.get(name, 0), names=ax is axes[0][0])
-    if not panels: accuracy_rows(axes[0][0], frame)
+    "Our panels, one for each dataset; below them, apart, what was published."
+    ours = list(dict.fromkeys(frame['panel'])); theirs = list(dict.fromkeys(panel for values in published.values() for panel in values))
+    tall = [.75+.26*max([frame[frame['panel'] == p]['curve'].nunique() for p in ours], default=1)] + [1+.26*len(published)]*bool(theirs)
+    fig = plt.figure(figsize=(2.1+1.6*max(3, len(ours), len(theirs)), sum(tall)), layout='constrained')
+    parts = fig.subfigures(len(tall), 1, height_ratios=tall, squeeze=False)[:, 0]
+    axes = parts[0].subplots(1, max(1, len(ours)), squeeze=False)[0]
+    for ax, name in zip(axes, ours):
+        accuracy_rows(ax, frame[frame['panel'] == name], titles.get(name, name), teacher.get(name), chance.get(name), missing.get(name, 0), names=ax is axes[0])
+    if not ours: accuracy_rows(axes[0], frame)
+    for ax, name in zip(parts[1].subplots(1, len(theirs), squeeze=False)[0] if theirs else [], theirs):
+        published_rows(ax, {c:values[name] for c, values in published.items() if name in values}, f'published: {titles.get(name, name)}', {s:v[name] for s, v in repeated.items() if name in v}, names=name == theirs[0])
+    if theirs: shared_legend(parts[1], parts[1].axes, loc='outside lower center', ncols=2)
     return fig
 
 # %% ../nbs/14_plotting.ipynb #1f0c2d62

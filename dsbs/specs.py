@@ -7,9 +7,9 @@ __all__ = ['METHODS', 'PREFIXES', 'LOSS_FORMS', 'SCRATCH', 'LABEL_SOURCES', 'RAT
            'ADDED', 'hub_name', 'check_student', 'student_hash', 'TrainingConfig', 'RunSpec', 'make_spec', 'Prepared',
            'prepare', 'train_size', 'run_key', 'training_examples']
 
-# %% ../nbs/05_specs.ipynb #67bbf78d
+# %% ../nbs/05_specs.ipynb #a45d309a
 import difflib, math, random, typing
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 

@@ -1,5 +1,5 @@
 "A server that speaks as an OpenAI-compatible one does, and fails as they do."
-import asyncio, hashlib, json, sys, threading, time
+import asyncio, hashlib, json, sys, threading
 from collections import Counter
 
 PASSING = ('drop', 'cut off', 'slow', '429 after 0', '429 after 1', '429 after 600', '429 after soon', 'status 500', 'status 503', 'web page', 'null content', 'bad json',

@@ -2,7 +2,6 @@
 import json, math, random, subprocess, sys
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 
 import pandas as pd, pytest
 from hypothesis import HealthCheck, given, settings, strategies as st

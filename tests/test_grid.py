@@ -1,5 +1,5 @@
 "Grids whose runs train side by side, and fail."
-import json
+
 from dataclasses import replace
 
 import pytest

@@ -1,6 +1,5 @@
 "A task folder of a user's own: what is read, and the one line that each mistake gets."
 import json
-from pathlib import Path
 
 import pytest
 

@@ -1,6 +1,5 @@
 "Live teachers: faults, kills, secrets, pace."
 import asyncio, base64, json, os, random, signal, subprocess, sys, time
-from collections import Counter
 from pathlib import Path
 from urllib.parse import quote
 
