@@ -9,12 +9,13 @@ __all__ = ['KINDS', 'WEIGHTS', 'N_WORDS', 'FRUITS', 'PICKERS', 'EMBEDDED', 'EMBE
            'near_duplicates', 'EquationError', 'equation_value', 'normalise_answer', 'is_correct', 'OwnTask',
            'is_task_folder', 'read_own_task', 'load_own_task', 'load_task']
 
-# %% ../nbs/01_tasks.ipynb #95ac5e77
+# %% ../nbs/01_tasks.ipynb #37d322ad
 import difflib, itertools, json, os, random, re, tomllib
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -129,9 +130,10 @@ EMBEDDED = {t.name:t for t in (
     EmbeddedTask('heavier', WEIGHTS, _pair_question('Are {a} heavier than {b}?', lambda a, b: a != b), _think_heavier),
     EmbeddedTask('more_picked', (), _more_picked_question, _think_more_picked))}
 
-# %% ../nbs/01_tasks.ipynb #5d27ed9d
+# %% ../nbs/01_tasks.ipynb #2410c9b0
 EMBEDDED_SIZES = {'train':720, 'validation':200, 'test':500}
 
+@lru_cache(maxsize=8)
 def embedded_task(
     name:str, # One of `EMBEDDED`
     data_seed:int=0, # Everything about the task follows from it
