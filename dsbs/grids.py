@@ -8,7 +8,7 @@ __all__ = ['STARTS', 'CHOSEN', 'EMBEDDED_BASE', 'PRETRAINED', 'GPT_NEOX', 'SETUP
            'presets_of', 'specs_of', 'vary', 'measure', 'publish', 'missing', 'runs_table', 'output_folder', 'describe',
            'keep_described', 'read_described', 'teacher_lines', 'tokens_of', 'estimate', 'plan']
 
-# %% ../nbs/12_grids.ipynb #430fa5a0
+# %% ../nbs/12_grids.ipynb #aa590d7d
 import json, subprocess
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ from .experiments import find_published, published, read_results, run_all
 from .prompts import FORMATS
 from .records import UsageError, canonical_json, data_dir as find_data_dir, one_of, read_jsonl, runs_dir as find_runs_dir, write_jsonl
 from .specs import ADDED, SCRATCH, RunSpec, hub_name, make_spec, run_key
-from .tasks import PAPER, load_rows, load_task
+from .tasks import EMBEDDED, PAPER, load_rows, load_task
 from .teacher import recorded_completions, teacher_name
 
 # %% ../nbs/12_grids.ipynb #bafab228
@@ -137,7 +137,7 @@ def _search(s): return {method:s.runs(method, s.search, s.searched or s.students
 def _search_teacher(s):
     return {curve:s.runs(method, s.search, s.searched or s.students, label_source='teacher') for curve, method in (('task_distillation', 'standard'), ('step_by_step', 'step_by_step'))}
 
-# %% ../nbs/12_grids.ipynb #accfbea8
+# %% ../nbs/12_grids.ipynb #b1a1afb1
 def _table1(s):
     best, weaker = s.teachers
     return dict(standard=s.runs('standard', (s.control,)), step_by_step=s.runs('step_by_step', (s.control,), **best), weaker_teacher=s.runs('step_by_step', (s.control,), **weaker))
@@ -145,10 +145,11 @@ def _table1(s):
 def _table2(s): return {method:s.runs(method, (s.control,)) for method in ('standard', 'single_task', 'step_by_step')}
 
 def _content(s):
-    wanted = dict(shuffled=dict(rationales='shuffled'), random=dict(rationales='random'), human=dict(rationales='human'), agreeing=dict(keep='agree'))
+    wanted = dict(shuffled=dict(rationales='shuffled'), random=dict(rationales='random'), agreeing=dict(keep='agree'))
+    if s.step_by_step.task in EMBEDDED or (s.step_by_step.task in PAPER and PAPER[s.step_by_step.task].explanation): wanted['human'] = dict(rationales='human')
     if s.guess: wanted['uninformed'] = dict(teacher_error=s.guess)
     return dict(standard=s.runs('standard', (s.control,)), step_by_step=s.runs('step_by_step', (s.control,)),
-                **{curve:s.runs('step_by_step', (s.control,), **change) for curve, change in wanted.items() if not (curve == 'human' and s.step_by_step.task == 'svamp')})
+                **{curve:s.runs('step_by_step', (s.control,), **change) for curve, change in wanted.items()})
 
 def _weights(s): return dict(step_by_step=[r for w in (0., .1, .3, 1., 3.) for r in s.runs('step_by_step', (s.control,), rationale_weight=w)])
 

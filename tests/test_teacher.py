@@ -244,5 +244,5 @@ def test_figure_4_of_a_task_of_ones_own(dsbs, tmp_path):
     with Critic() as stub: assert dsbs('extract', task, '--base-url', stub.url, '--model', 'm', '--out', tmp_path/'set')[0] == 0
     status, out, err = dsbs('reproduce', 'fig4', '--preset', 'own', '--task', task, '--teacher', tmp_path/'set', '--reports', tmp_path/'reports', '--json', timeout=900)
     assert status == 0, err
-    assert {Path(p).name for p in json.loads(out)['written']} == {'fig4_data_size_human_mood.png', 'fig4_data_size_human_mood.svg', 'fig4_data_size_human.own.jsonl', 'fig4_data_size_human.own.ipynb'}
+    assert {Path(p).name for p in json.loads(out)['written']} == {'fig4_data_size_human_mood.png', 'fig4_data_size_human_mood.svg', 'own.jsonl', 'fig4_data_size_human.own.ipynb'}
     assert str(tmp_path) not in (tmp_path/'reports'/'own'/'notebooks'/'fig4_data_size_human.own.ipynb').read_text()
