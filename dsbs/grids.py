@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['STARTS', 'CHOSEN', 'EMBEDDED_BASE', 'PRETRAINED', 'GPT_NEOX', 'SETUPS', 'FIGURES', 'PUBLISHED', 'PANELS', 'SHAPES',
            'TOKENS', 'PARTS', 'VALIDATED', 'SPEED', 'USED', 'LAUNCH', 'VOCABULARY', 'over', 'Setup', 'Figure', 'grid',
-           'presets_of', 'specs_of', 'vary', 'measure', 'publish', 'missing', 'runs_table', 'output_folder', 'describe',
-           'keep_described', 'read_described', 'teacher_lines', 'tokens_of', 'estimate', 'plan']
+           'presets_of', 'specs_of', 'vary', 'measure', 'publish', 'missing', 'runs_table', 'output_folder',
+           'published_beside', 'in_order', 'describe', 'keep_described', 'read_described', 'teacher_lines', 'tokens_of',
+           'estimate', 'plan']
 
 # %% ../nbs/12_grids.ipynb #aa590d7d
 import json, subprocess
@@ -244,7 +245,7 @@ def vary(
         return [replace(p, seed=s, subset_seed=s, **settings) for p in points for s in seeds_now]
     return {name:{c:change(specs) for c, specs in panel.items() if not curves or c in curves} for name, panel in panels.items()}
 
-# %% ../nbs/12_grids.ipynb #55f93289
+# %% ../nbs/12_grids.ipynb #ae2ba607
 def measure(
     panels:dict[str, dict[str, list[RunSpec]]],
     preset:str,
@@ -296,6 +297,21 @@ def output_folder(
     "Where a figure notebook writes: what a reader tries out never replaces what is published."
     if stage: return Path(stage)
     return reports/'changed' if changed else reports/preset if preset in ('smoke', 'own') else reports
+
+def published_beside(
+    figure:str, # One of `FIGURES`
+    preset:str,
+) -> dict[str, dict[str, list[RunSpec]]]: # panel -> curve -> specs
+    "The panels that a figure has at other presets: a published figure shows all that is known, whichever preset was run last."
+    return {p:curves for p, curves in grid(figure).items() if p not in grid(figure, preset)} if preset in PUBLISHED else {}
+
+def in_order(
+    figure:str, # One of `FIGURES`
+    records:dict[str, dict[str, list[dict]]], # From `measure`
+) -> dict[str, dict[str, list[dict]]]:
+    "Panels that have records, in the order of the figure."
+    order = list(grid(figure))
+    return {p:records[p] for p in sorted(records, key=lambda p: order.index(p) if p in order else -1) if any(records[p].values())}
 
 # %% ../nbs/12_grids.ipynb #b90d448c
 PANELS = {'same_kind':'same_kind: hidden kinds', 'heavier':'heavier: hidden weights', 'more_picked':'more_picked: negative control',

@@ -1,5 +1,6 @@
 "Every figure and table: its notebook, its runs, its published records, and what a reader changes."
 import json, os, shutil, subprocess, sys
+from dataclasses import asdict
 from pathlib import Path
 
 import nbformat, pytest
@@ -8,7 +9,6 @@ from dsbs.experiments import read_results
 from dsbs.grids import FIGURES, grid, presets_of, specs_of
 from dsbs.records import canonical_json
 from dsbs.reporting import check_preset, figure_notebooks
-from dataclasses import asdict
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
@@ -85,3 +85,15 @@ def test_what_is_as_it_should_be_is_not_made_again(dsbs, tmp_path):
 def test_reading_and_drawing_do_not_load_torch():
     code = 'import sys, dsbs.claims, dsbs.grids, dsbs.plotting; assert not {"torch", "transformers", "datasets"} & set(sys.modules)'
     subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=True)
+
+
+def test_the_report_and_the_readme_show_the_published_records():
+    from dsbs.claims import judge
+    from dsbs.grids import read_described
+    from dsbs.page import page_html
+    from dsbs.reporting import headline, verdicts
+    if not (RESULTS/'quick.jsonl').is_file(): pytest.skip('nothing is published yet')
+    claims = judge(RESULTS)
+    assert (ROOT/'reports'/'index.html').read_text() == page_html(ROOT/'reports', claims, read_described(ROOT/'reports'/'datasets.jsonl'))
+    readme = (ROOT/'README.md').read_text()
+    assert headline(RESULTS) in readme and verdicts(claims) in readme
