@@ -129,7 +129,7 @@ def shared_legend(fig:plt.Figure|mpl.figure.SubFigure, axes:Sequence[plt.Axes], 
     names = sorted(named, key=lambda n: order.get(n, 99))
     return fig.legend([named[n] for n in names], names, frameon=False, **kw)
 
-# %% ../nbs/14_plotting.ipynb #f7f91de4
+# %% ../nbs/14_plotting.ipynb #1e9b9e67
 def accuracy_rows(
     ax:plt.Axes,
     frame:pd.DataFrame, # From `claims.tidy`, of one panel
@@ -138,11 +138,13 @@ def accuracy_rows(
     chance:float|None=None, # Accuracy in percent of always giving the commonest label
     missing:int=0, # Runs that should be there
     names:bool=True, # Write the names of the rows
+    rows:Sequence[str]=(), # Curves that have a row, with or without runs; empty: those with runs
 ) -> plt.Axes:
     "Draw one row for each curve."
-    curves = [c for c in LOOKS if c in set(frame['curve'])]
+    curves = [c for c in LOOKS if c in (rows or set(frame['curve']))]
     points = summary(frame.assign(all=0), 'all')
     for row, curve in enumerate(reversed(curves)):
+        if curve not in set(points['curve']): continue
         look, some = LOOKS[curve], points[points['curve'] == curve].iloc[0]
         seeds = frame.loc[frame['curve'] == curve, 'test_accuracy']
         ax.plot(seeds, [row]*len(seeds), linestyle='', marker='.', color=look.color, alpha=.45, markersize=5)
@@ -183,12 +185,13 @@ def rows_figure(
 ) -> plt.Figure:
     "Our panels, one for each dataset; below them, apart, what was published."
     ours = list(dict.fromkeys(frame['panel'])); theirs = list(dict.fromkeys(panel for values in published.values() for panel in values))
-    tall = [.75+.26*max([frame[frame['panel'] == p]['curve'].nunique() for p in ours], default=1)] + [1+.26*len(published)]*bool(theirs)
+    rows = set(frame['curve'])
+    tall = [.75+.26*max(1, len(rows))] + [1+.26*len(published)]*bool(theirs)
     fig = plt.figure(figsize=(2.1+1.6*max(3, len(ours), len(theirs)), sum(tall)), layout='constrained')
     parts = fig.subfigures(len(tall), 1, height_ratios=tall, squeeze=False)[:, 0]
     axes = parts[0].subplots(1, max(1, len(ours)), squeeze=False)[0]
     for ax, name in zip(axes, ours):
-        accuracy_rows(ax, frame[frame['panel'] == name], titles.get(name, name), teacher.get(name), chance.get(name), missing.get(name, 0), names=ax is axes[0])
+        accuracy_rows(ax, frame[frame['panel'] == name], titles.get(name, name), teacher.get(name), chance.get(name), missing.get(name, 0), ax is axes[0], rows)
     if not ours: accuracy_rows(axes[0], frame)
     for ax, name in zip(parts[1].subplots(1, len(theirs), squeeze=False)[0] if theirs else [], theirs):
         published_rows(ax, {c:values[name] for c, values in published.items() if name in values}, f'published: {titles.get(name, name)}', {s:v[name] for s, v in repeated.items() if name in v}, names=name == theirs[0])
