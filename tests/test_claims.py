@@ -91,15 +91,15 @@ def test_less_data_on_average(tmp_path, gain, verdict):
 
 
 def test_embedded_data_is_asked_whether_it_needs_less_at_all(tmp_path):
-    folder = write(tmp_path, FIG4, 'quick', ahead(lambda panel, s: 9 if panel == 'same_kind' else 0)) # 450 of 720: 62.5 + 9 against 70
+    folder = write(tmp_path, FIG4, 'quick', ahead(lambda panel, s: 9 if panel == 'same_kind' else 0)) # 500 of 720 are enough
     found = verdicts(folder, 'fig4-data-reduction', 'quick')
-    assert (found['same_kind']['verdict'], found['same_kind']['effect']) == ('holds', 37.5) and found['more_picked']['verdict'] == UNTESTED
+    assert (found['same_kind']['verdict'], found['same_kind']['effect']) == ('holds', 30.56) and found['more_picked']['verdict'] == UNTESTED
     assert verdicts(folder, 'abstract-data', 'quick')['same_kind']['verdict'] == 'holds'
     row = verdicts(folder, 'fig4-esnli-12.5', 'quick')['same_kind']
     assert row['verdict'] == 'does not hold' and 'with 13.9% against 100%' in row['detail']
     folder = write(tmp_path, FIG5, 'quick', ahead(lambda panel, s: 8), 'fig5.jsonl')
     row = verdicts(folder, 'fig5-12.5', 'quick')['same_kind']
-    assert row['verdict'] == UNTESTED and row['detail'] == 'no subset near 12.5% of the data: the smallest is 20.8%'
+    assert row['verdict'] == 'does not hold' and 'with 13.9% against 100%' in row['detail']
 
 
 def test_students_above_the_teacher(tmp_path):
@@ -151,8 +151,8 @@ def test_least_data_and_smallest_student(tmp_path):
     folder = write(tmp_path/'quick', FIG8, 'quick', accuracy(70))
     assert verdicts(folder, 'fig8-esnli', 'quick')['same_kind']['verdict'] == UNTESTED
     row = verdicts(folder, 'fig8-anli', 'quick')['same_kind']
-    assert row['verdict'] == 'holds' and 'with 62.5% of the data' in row['detail'] and 'scratch-64x2 minus teacher' in row['detail']
-    assert verdicts(write(tmp_path/'quick', FIG9, 'quick', accuracy(70), 'fig9.jsonl'), 'fig9-anli', 'quick')['same_kind']['verdict'] == 'holds'
+    assert row['verdict'] == 'holds' and 'with 69.4% of the data' in row['detail'] and 'scratch-64x2 minus teacher' in row['detail']
+    assert verdicts(write(tmp_path/'quick', FIG9, 'quick', accuracy(70), 'fig9.jsonl'), 'fig9-anli', 'quick')['same_kind']['verdict'] == UNTESTED # no subset near 50%
 
 
 @pytest.mark.parametrize('weak,best,verdict', [(5, 6, 'holds'), (5, 4.5, 'holds'), (5, 1, 'does not hold'), (-3, 6, 'does not hold'), (0, 6, 'undecided')])
@@ -200,7 +200,7 @@ def test_runs_without_an_accuracy(tmp_path, lost):
 
 def test_missing_curve_and_missing_metrics(tmp_path):
     row = verdicts(write(tmp_path, FIG4, 'quick', lambda panel, curve, s: None if curve == OURS else 50.), **SAME)['same_kind']
-    assert row['verdict'] == UNTESTED and 'no seed has all runs: 18 of 36 runs missing' in row['detail']
+    assert row['verdict'] == UNTESTED and 'no seed has all runs: 21 of 42 runs missing' in row['detail']
     (tmp_path/'made_up.jsonl').write_text('\n'.join(json.dumps(json.loads(l) | dict(metrics={})) for l in (tmp_path/'made_up.jsonl').read_text().splitlines()))
     assert verdicts(tmp_path, **SAME)['same_kind']['verdict'] == UNTESTED
 
