@@ -85,7 +85,7 @@ def _as_published(notebook, private): # without times, progress bars, and folder
             cell.source = '\n'.join(l for l in cell.source.splitlines() if l.split(' = ')[0] not in private)
     return notebook
 
-# %% ../nbs/16_reporting.ipynb #9d5d7bcd
+# %% ../nbs/16_reporting.ipynb #3f4247a8
 def reproduce(
     names:list[str]=(), # Figures; all that have the preset when empty
     preset:str='quick', # One of `PRESETS`
@@ -142,7 +142,7 @@ def _as_it_should_be(path, preset, reports, target): # its files, if it need not
     except (OSError, ValueError, KeyError): return None
     made = {target/name:digest for name, digest in known['made'].items()}
     if known['made_from'] != _made_from(path, preset, reports, target) or any(not p.is_file() or hash_file(p) != digest for p, digest in made.items()): return None
-    return [out, *made]
+    return sorted([out, *made])
 
 def _check_own(preset, task, teacher, data_dir):
     if preset != 'own':

@@ -129,7 +129,7 @@ def test_training_reads_a_rationale_set_as_it_reads_the_recorded_one(dsbs, tmp_p
     assert status == 0 and {'requested', 'kept', 'failed', 'sent', 'tokens'} <= set(card) and (card['requested'], card['kept'], card['sent']) == (64, 64, 64)
     settings = ['student=scratch-32x1', 'max_steps=4', 'eval_every=4', 'batch_size=8']
     one, two = (json.loads(dsbs('run', *settings, *more, '--json')[1]) for more in ([f'teacher={tmp_path/"set"}'], []))
-    assert (one['metrics']['n_rationales'], two['metrics']['n_rationales'], one['key'] != two['key']) == (64, 1600, True)
+    assert (one['metrics']['n_rationales'], two['metrics']['n_rationales'], one['key'] != two['key']) == (64, 720, True)
 
 
 @pytest.fixture(scope='module')
