@@ -198,11 +198,11 @@ def rows_figure(
     if theirs: shared_legend(parts[1], parts[1].axes, loc='outside lower center', ncols=2)
     return fig
 
-# %% ../nbs/14_plotting.ipynb #1f0c2d62
+# %% ../nbs/14_plotting.ipynb #8d48ff11
 def beats_teacher(
     ax:plt.Axes,
     frame:pd.DataFrame, # From `claims.tidy`, of one panel and curve
-    teacher:float, # The teacher's accuracy in percent
+    teacher:float|None, # The teacher's accuracy in percent; None: not known
     title:str='',
     missing:int=0, # Runs that should be there
 ) -> plt.Axes:
@@ -211,7 +211,7 @@ def beats_teacher(
     sizes, students = sorted(points['n_train'].unique()) if len(points) else [], sorted(points['parameters'].unique()) if len(points) else []
     color = LOOKS[next(iter(frame['curve']), 'standard')].color
     for _, p in points.iterrows():
-        x, y, above = sizes.index(p['n_train']), students.index(p['parameters']), p['mean'] > teacher
+        x, y, above = sizes.index(p['n_train']), students.index(p['parameters']), teacher is not None and p['mean'] > teacher
         ax.add_patch(plt.Rectangle((x-.5, y-.5), 1, 1, facecolor=color if above else 'white', alpha=.45 if above else 1, edgecolor='#bbbbbb', linewidth=.6))
         error = f'\n±{p["error"]:.1f}' if p['n'] > 1 else '\nn = 1'
         ax.text(x, y, f'{p["mean"]:.1f}{error}', ha='center', va='center', fontsize=7, fontweight='bold' if above else 'normal')
@@ -219,6 +219,7 @@ def beats_teacher(
     ax.set_xlim(-.5, max(.5, len(sizes)-.5)); ax.set_ylim(-.5, max(.5, len(students)-.5)); ax.grid(False)
     ax.set_xlabel(f'Training examples ({seeds_note(points)})'); ax.set_ylabel(AXES['parameters']); ax.set_title(literal(title), loc='left')
     say_what_is_missing(ax, points, missing)
+    if teacher is None: ax.text(.02, .98, "the teacher's accuracy is not known", transform=ax.transAxes, va='top', fontsize=7, color='#a00000')
     return ax
 
 # %% ../nbs/14_plotting.ipynb #1ece2b67
