@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .records import UsageError
 
-# %% ../nbs/17_cli.ipynb #46fc7261
+# %% ../nbs/17_cli.ipynb #b7e24518
 def _reproduce(args):
     if args.dry_run: return _planned(args)
     from dsbs.reporting import reproduce
@@ -31,7 +31,7 @@ def _planned(args): # of reproduce --dry-run
 def _claims(args):
     from dsbs.claims import judge
     from dsbs.records import reports_dir
-    return judge(reports_dir(args.reports)/'results', args.preset, args.data_dir)
+    return judge(reports_dir(args.reports)/'results', args.preset)
 
 def _run(args):
     settings = {}

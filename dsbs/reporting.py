@@ -85,7 +85,7 @@ def _as_published(notebook, private): # without times, progress bars, and folder
             cell.source = '\n'.join(l for l in cell.source.splitlines() if l.split(' = ')[0] not in private)
     return notebook
 
-# %% ../nbs/16_reporting.ipynb #3f4247a8
+# %% ../nbs/16_reporting.ipynb #f945097d
 def reproduce(
     names:list[str]=(), # Figures; all that have the preset when empty
     preset:str='quick', # One of `PRESETS`
@@ -111,7 +111,7 @@ def reproduce(
     with ThreadPoolExecutor(workers or default_workers()) as pool: made = [pool.submit(figure, path) for path in paths]
     failed = [f'{p.stem}: {job.exception()}' for p, job in zip(paths, made) if job.exception()]
     if failed: raise RuntimeError(f'{len(failed)} of {len(paths)} figures failed; the others are in place. ' + '; '.join(failed))
-    if target == reports: written.append(write_page(reports, judge(reports/'results', data_dir=data_dir or None), read_described(reports/'datasets.jsonl')))
+    if target == reports: written.append(write_page(reports, judge(reports/'results'), read_described(reports/'datasets.jsonl')))
     return written + [file for job in made for file in job.result()]
 
 def _make_results(paths, preset, workers, data_dir, reports, target, own): # runs, and what the data are

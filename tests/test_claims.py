@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 from dsbs import claims
 from dsbs.claims import CLAIMS, OPEN_CHOICES, PAPER_TABLES, REPRODUCTIONS, VERDICTS, decide, judge
-from dsbs.grids import FIGURES, grid, plan, specs_of
+from dsbs.grids import FIGURES, PANELS, grid, plan, specs_of
 from dsbs.records import UsageError
 
 IDS = ['fig4-all-sizes', 'fig4-esnli-12.5', 'fig4-data-reduction', 'fig5-all-sizes', 'fig5-12.5', 'fig6-all-models', 'fig6-beats-teacher', 'fig6-anli-gain',
@@ -20,7 +20,7 @@ WOBBLE = (0, .3, -.2, .1) # of the seeds of step-by-step
 
 
 @pytest.fixture(autouse=True)
-def teacher(monkeypatch): monkeypatch.setattr(claims, 'teacher_line', lambda task, stand_in=False, data_dir=None: 75.)
+def teacher(monkeypatch): monkeypatch.setattr(claims, 'teacher_lines', lambda described: dict.fromkeys(PANELS, 75.))
 
 
 def write(folder, figure, preset, accuracy, name='made_up.jsonl', order=lambda rows: rows):
@@ -287,3 +287,9 @@ def test_dry_runs_of_the_others(main, tmp_path):
 def test_a_plan_counts_each_run_once():
     specs = specs_of(grid('fig1_headline', 'paper'))
     assert plan(specs+specs)['runs'] == plan(grid('fig1_headline', 'paper'))['runs'] == len(specs)
+
+
+def test_without_a_known_teacher_nobody_is_above_it(tmp_path):
+    folder = write(tmp_path, FIG6, 'quick', lambda panel, curve, s: 90.+s.seed)
+    row, = [r for r in judge(folder, 'quick', FIG6, teachers={}) if r['id'] == 'fig6-beats-teacher']
+    assert row['verdict'] == UNTESTED and "the teacher's accuracy on the test split is not known" in row['detail']
