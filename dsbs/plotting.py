@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LOOKS', 'STYLE', 'AXES', 'Look', 'accuracy_curves', 'short_number', 'say_what_is_missing', 'literal', 'seeds_note',
-           'panels_figure', 'shared_legend', 'accuracy_rows', 'published_rows', 'rows_figure', 'beats_teacher',
-           'learning_curves', 'headline_bars', 'cost_lines', 'save_figure']
+           'panels_figure', 'shared_legend', 'accuracy_table', 'accuracy_rows', 'published_rows', 'rows_figure',
+           'beats_teacher', 'learning_curves', 'headline_bars', 'cost_lines', 'save_figure']
 
 # %% ../nbs/14_plotting.ipynb #8c0eccb7
 from collections.abc import Sequence
@@ -128,6 +128,17 @@ def shared_legend(fig:plt.Figure|mpl.figure.SubFigure, axes:Sequence[plt.Axes], 
     order = {look.name:i for i, look in enumerate(LOOKS.values())}
     names = sorted(named, key=lambda n: order.get(n, 99))
     return fig.legend([named[n] for n in names], names, frameon=False, **kw)
+
+# %% ../nbs/14_plotting.ipynb #09bfe48d
+def accuracy_table(
+    points:pd.DataFrame, # From `claims.summary`, of any number of panels
+) -> pd.DataFrame: # A row for each panel and value on the axis, a column for each curve
+    "Mean accuracy in percent, its standard error and the number of seeds, as text."
+    x, curves = points.columns[2], [c for c in LOOKS if c in set(points['curve'])]
+    text = [f'{m:.1f} ± {e:.1f} (n = {n})' if n > 1 else f'{m:.1f} (n = {n})' for m, e, n in zip(points['mean'], points['error'], points['n'])]
+    table = points.assign(text=text, panel=pd.Categorical(points['panel'], dict.fromkeys(points['panel']))).pivot_table(
+        index=['panel', x] if points[x].nunique() > 1 else 'panel', columns='curve', values='text', aggfunc='first', observed=True)
+    return table.reindex(columns=curves).rename(columns=lambda c: LOOKS[c].name).fillna('')
 
 # %% ../nbs/14_plotting.ipynb #1e9b9e67
 def accuracy_rows(
