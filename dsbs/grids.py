@@ -34,7 +34,7 @@ def over(
     "A spec with all combinations of some settings' values, each for every seed."
     return [replace(spec, **dict(zip(fields, values)), seed=s, subset_seed=s) for values in product(*fields.values()) for s in seeds]
 
-# %% ../nbs/12_grids.ipynb #08b7ba51
+# %% ../nbs/12_grids.ipynb #585bc5c3
 @dataclass(frozen=True)
 class Setup:
     "How a preset trains on one dataset."
@@ -53,6 +53,9 @@ class Setup:
     extra: dict = field(default_factory=dict) # Settings that add rows without labels
     guess: float = 0 # Share of false beliefs with which a simulated teacher merely guesses
     longer_at: int|float|None = None # Of subsets where standard finetuning gets step-by-step's compute
+    prefix_sizes: tuple = () # Of subsets where naming the task at the decoder is compared
+    prefix_seeds: tuple = () # For the same; empty: `seeds`
+    once: float = 1.25 # Updates that read an example once and cost as much as one that reads it once for each task
     tune: tuple = () # Sizes of subsets at which the settings are chosen
     by_student: dict = field(default_factory=dict) # Student -> settings that it alone has
     seeds: tuple = (0, 1, 2)
@@ -63,11 +66,12 @@ class Setup:
         specs = over(base, self.seeds, student=students or (base.student,), **{self.unit:sizes or (self.size,)})
         return [replace(s, **self.by_student.get(s.student, {})) for s in specs]
 
-    def longer(self, sizes:Sequence) -> list[RunSpec]:
-        "Standard finetuning with step-by-step's compute."
-        return self.runs('standard', sizes, max_steps=round(self.ratio*self.standard.max_steps), patience=round(self.ratio*self.standard.patience))
+    def longer(self, method:str, sizes:Sequence, ratio:float, **changes) -> list[RunSpec]:
+        "One curve with more updates, and more patience."
+        base = self.standard if method == 'standard' else self.step_by_step
+        return self.runs(method, sizes, max_steps=round(ratio*base.max_steps), patience=round(ratio*base.patience), **changes)
 
-# %% ../nbs/12_grids.ipynb #934fdc00
+# %% ../nbs/12_grids.ipynb #cc9ea1e8
 STARTS = {'small': dict(init_factor=.3, learning_rate=5e-3), 'medium': dict(init_factor=1., learning_rate=2e-3), 'slow': dict(init_factor=1., learning_rate=1e-3)}
 CHOSEN = {'same_kind': dict(standard='medium', step_by_step='medium'),
           'heavier': dict(standard='slow', step_by_step='small'),
@@ -81,33 +85,36 @@ def _embedded(task, base=EMBEDDED_BASE, **sizes):
 def _quick():
     short = replace(EMBEDDED_BASE, max_steps=400, patience=200)
     return {
-        'same_kind':_embedded('same_kind', sizes=(100, 150, 200, 250, 350, 500, 720), teacher_sizes=(100, 250, 500, 720), search=(250, 500, 720), size=250, control=250, longer_at=250,
+        'same_kind':_embedded('same_kind', sizes=(150, 200, 250, 350, 500, 720), teacher_sizes=(150, 250, 500, 720), search=(250, 500, 720), size=250, control=250, longer_at=250,
                               students=('scratch-32x2', 'scratch-64x2', 'scratch-128x2'), searched=('scratch-32x2', 'scratch-64x2'), teachers=(dict(teacher_error=.05), dict(teacher_error=.2)), guess=.5,
                               extra=dict(extra='same_kind', n_extra=250), tune=(200, 450)),
         'heavier':_embedded('heavier', sizes=(300,), control=300, tune=(300,)),
         'more_picked':_embedded('more_picked', short, sizes=(10, 20, 40), control=40, tune=(20,))}
 
-# %% ../nbs/12_grids.ipynb #9d057dc2
+# %% ../nbs/12_grids.ipynb #ea9d4c80
 def _standin():
     base = RunSpec(task='esnli', stand_in=True, student='scratch-64x2', dropout=0., learning_rate=1e-3, schedule='constant', batch_size=32,
                    max_steps=2400, eval_every=100, patience=400)
     sizes = (.125, .25, .5, 1.)
-    return {'esnli_standin':Setup(replace(base, method='standard'), base, sizes=sizes, teacher_sizes=sizes, size=1., control=1., longer_at=1., ratio=3, unit='train_fraction',
+    return {'esnli_standin':Setup(replace(base, method='standard'), base, sizes=sizes, teacher_sizes=sizes, size=1., control=1., longer_at=1., ratio=3, prefix_sizes=(1.,), prefix_seeds=(0, 1, 2, 3, 4), once=1.3, unit='train_fraction',
                                   students=('scratch-32x2', 'scratch-64x2', 'scratch-128x2'))}
 
-# %% ../nbs/12_grids.ipynb #9a2ea4e6
+# %% ../nbs/12_grids.ipynb #a4882d65
+def _prefix(): return {panel:replace(s, prefix_sizes=s.sizes, prefix_seeds=(0, 1, 2, 3, 4)) for panel, s in _quick().items()}
+
+# %% ../nbs/12_grids.ipynb #7c1bd5e8
 PRETRAINED = ('t5-v1_1-base', 't5-v1_1-large', 't5-v1_1-xxl')
 GPT_NEOX = 'rationales/gpt-neox-20b'
 
 def _paper():
     def setup(task, fractions=(.125, .25, .5, .75, 1.), **more):
         base = RunSpec(task=task, student=PRETRAINED[0], dtype='bfloat16')
-        return Setup(replace(base, method='standard'), base, sizes=fractions, teacher_sizes=fractions, search=tuple(sorted({.001, .125, .25, .5, .75, .8, 1.})), size=1., control=1.,
+        return Setup(replace(base, method='standard'), base, sizes=fractions, teacher_sizes=fractions, search=tuple(sorted({.001, .125, .25, .5, .75, .8, 1.})), size=1., control=1., prefix_sizes=(1.,),
                      students=PRETRAINED, unit='train_fraction', teachers=({}, dict(teacher=f'{GPT_NEOX}/{task}')), seeds=(0, 1, 2, 3),
                      by_student={'t5-v1_1-xxl':dict(batch_size=32, max_steps=4000)}, **more)
     return {'esnli':setup('esnli'), 'anli1':setup('anli1'), 'cqa':setup('cqa'), 'svamp':setup('svamp', (.125, .25, .5, .8, 1.), extra=dict(extra='asdiv'))}
 
-SETUPS = dict(quick=_quick, tune=_quick, standin=_standin, paper=_paper)
+SETUPS = dict(quick=_quick, tune=_quick, prefix=_prefix, standin=_standin, paper=_paper)
 
 # %% ../nbs/12_grids.ipynb #2c5c961f
 def _own(task, teacher):
@@ -116,11 +123,11 @@ def _own(task, teacher):
     return Setup(replace(base, method='standard'), base, sizes=sizes, teacher_sizes=sizes, size=1., control=1., longer_at=1., unit='train_fraction',
                  students=('scratch-32x2', 'scratch-64x2', 'scratch-128x2'))
 
-# %% ../nbs/12_grids.ipynb #b1d746fb
+# %% ../nbs/12_grids.ipynb #11631406
 def _fig4(s):
     return dict(standard=s.runs('standard', s.sizes), step_by_step=s.runs('step_by_step', s.sizes),
                 shuffled=s.runs('step_by_step', (s.control,), rationales='shuffled') if s.longer_at else [],
-                equal_compute=s.longer((s.longer_at,)) if s.longer_at else [])
+                equal_compute=s.longer('standard', (s.longer_at,), s.ratio) if s.longer_at else [])
 
 def _fig5(s):
     return dict(task_distillation=s.runs('standard', s.teacher_sizes, label_source='teacher'), step_by_step=s.runs('step_by_step', s.teacher_sizes, label_source='teacher'))
@@ -138,7 +145,7 @@ def _search(s): return {method:s.runs(method, s.search, s.searched or s.students
 def _search_teacher(s):
     return {curve:s.runs(method, s.search, s.searched or s.students, label_source='teacher') for curve, method in (('task_distillation', 'standard'), ('step_by_step', 'step_by_step'))}
 
-# %% ../nbs/12_grids.ipynb #b1a1afb1
+# %% ../nbs/12_grids.ipynb #def26aa9
 def _table1(s):
     best, weaker = s.teachers
     return dict(standard=s.runs('standard', (s.control,)), step_by_step=s.runs('step_by_step', (s.control,), **best), weaker_teacher=s.runs('step_by_step', (s.control,), **weaker))
@@ -154,12 +161,18 @@ def _content(s):
 
 def _weights(s): return dict(step_by_step=[r for w in (0., .1, .3, 1., 3.) for r in s.runs('step_by_step', (s.control,), rationale_weight=w)])
 
-def _compute(s): return dict(standard=s.runs('standard', (s.longer_at,)), equal_compute=s.longer((s.longer_at,)), step_by_step=s.runs('step_by_step', (s.longer_at,)))
+def _compute(s): return dict(standard=s.runs('standard', (s.longer_at,)), equal_compute=s.longer('standard', (s.longer_at,), s.ratio), step_by_step=s.runs('step_by_step', (s.longer_at,)))
+
+def _task_prefix(s):
+    s = replace(s, seeds=s.prefix_seeds or s.seeds)
+    return dict(standard=s.runs('standard', s.prefix_sizes), step_by_step=s.runs('step_by_step', s.prefix_sizes), decoder=s.runs('step_by_step', s.prefix_sizes, task_prefix='decoder'),
+                decoder_longer=s.longer('step_by_step', (s.control,), s.once, task_prefix='decoder'),
+                shuffled=s.runs('step_by_step', (s.control,), rationales='shuffled'), decoder_shuffled=s.runs('step_by_step', (s.control,), rationales='shuffled', task_prefix='decoder'))
 
 def _tuning(s):
     return {f'{method}_{start}':[replace(r, **values) for r in replace(s, seeds=(100,)).runs(method, s.tune)] for method in ('standard', 'step_by_step') for start, values in STARTS.items()}
 
-# %% ../nbs/12_grids.ipynb #4ea3f8f8
+# %% ../nbs/12_grids.ipynb #eee64de9
 @dataclass(frozen=True)
 class Figure:
     "A figure or table: where it is in the paper, and the runs behind it."
@@ -186,6 +199,7 @@ FIGURES = {
     'compute':Figure('', 'Accuracy against compute', _compute, dict(quick=_ONE, standin=_STANDIN), own=True),
     'rationale_content':Figure('', 'What in a rationale helps', _content, dict(quick=_ONE, standin=_STANDIN, paper=_FOUR), own=True),
     'rationale_weight':Figure('', 'The weight of the rationale task', _weights, dict(quick=_ONE, paper=('cqa',)), own=True),
+    'task_prefix':Figure('', 'Naming the task at the decoder', _task_prefix, dict(prefix=_ALL, standin=_STANDIN, paper=_FOUR)),
     'prediction_cost':Figure('', 'The cost of a prediction', None, dict(quick=_ONE)),
     'tuning':Figure('', 'How the settings were chosen', _tuning, dict(tune=_ALL))}
 
@@ -214,7 +228,7 @@ def _drawn(figure, setups, augmented):
     panels = {panel:figure.curves(s) for panel, s in setups.items()} | {f'{panel}_augmented':_augmented(s) for panel, s in setups.items() if panel in augmented}
     return {panel:{curve:specs for curve, specs in curves.items() if specs} for panel, curves in panels.items()}
 
-PUBLISHED = ('quick', 'standin', 'tune', 'paper') # Presets with a file of records in `reports/results`
+PUBLISHED = ('quick', 'prefix', 'standin', 'tune', 'paper') # Presets with a file of records in `reports/results`
 PRESETS = ('recorded', 'smoke', *PUBLISHED, 'own')
 
 def _smoke(panels): # a few steps of the first two points of each curve, one seed

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SHOWN', 'train_runs', 'train_run', 'same_numbers', 'run_and_save', 'model_card']
 
-# %% ../nbs/10_runs.ipynb #d7df8618
+# %% ../nbs/10_runs.ipynb #278eba7f
 import os, shutil, time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -13,17 +13,17 @@ from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
-from .evaluation import generate, label_accuracy
-from .extraction import Reading, quality, set_name
-from .multitask import ANSWER_MARK, StepByStep, make_views, tokenise
+from .evaluation import generate, label_accuracy, likeliest_labels, next_token_accuracy
+from .extraction import Reading, extract, human_rationales, quality, set_name
+from .multitask import ANSWER_MARK, LABEL_START, RATIONALE_START, StepByStep, make_views, tokenise
 from .records import UsageError, canonical_json, now, provenance, write_text
-from .specs import PREFIXES, RECIPE, SCRATCH, RunSpec, prepare, run_key, train_size, training_examples
+from .specs import PREFIXES, SCRATCH, RunSpec, prepare, recipe, run_key, train_size, training_examples
 from .student import make_student
-from .tasks import Example, subset
+from .tasks import EMBEDDED, Example, subset
 from .teacher import teacher_name
 from .training import Trainee, fit
 
-# %% ../nbs/10_runs.ipynb #4aa31baa
+# %% ../nbs/10_runs.ipynb #b3900bc2
 def _tokenizer_texts(data, prefix_style, method):
     label, rationale = PREFIXES[prefix_style]
     for row in data.task['train']:
@@ -34,7 +34,7 @@ def _tokenizer_texts(data, prefix_style, method):
 def _questions(spec, data, split):
     rows, why = data.task[split], {}
     if spec.method == 'rationale_as_input': why = {i:data.readings[i].rationale or None for i in rows['id']}
-    return [make_views(Example(i, x, '', why.get(i)), spec.method, prefix_style=spec.prefix_style).label[0] for i, x in zip(rows['id'], rows['input'])]
+    return [make_views(Example(i, x, '', why.get(i)), spec.method, prefix_style=spec.prefix_style, task_prefix=spec.task_prefix).label[0] for i, x in zip(rows['id'], rows['input'])]
 
 SHOWN = 20 # Test questions whose answers are kept in a record, for readers
 
@@ -44,7 +44,7 @@ class _Run: # a spec with its data and student
         examples = training_examples(spec, self.data)
         if not examples: raise UsageError(f'none of the {train_size(spec, self.data.task)} training rows has a teacher label')
         self.t5, self.tokenizer = make_student(spec.student, _tokenizer_texts(self.data, spec.prefix_style, spec.method), spec.seed, spec.revision, spec.dropout, spec.init_factor)
-        self.rows = tokenise([make_views(e, spec.method, spec.rationale_weight, spec.prefix_style) for e in examples], self.tokenizer, spec.max_input, spec.max_target)
+        self.rows = tokenise([make_views(e, spec.method, spec.rationale_weight, spec.prefix_style, spec.task_prefix) for e in examples], self.tokenizer, spec.max_input, spec.max_target)
         self.longest_output = spec.max_target if spec.method == 'single_task' else _longest_label(self.data.task, self.tokenizer)+1
 
     def answer(self, split): return generate(self.t5, self.tokenizer, _questions(self.spec, self.data, split), self.longest_output, max_input=self.spec.max_input)
@@ -61,15 +61,32 @@ class _Run: # a spec with its data and student
         rows = subset(self.data.task['train'], train_size(self.spec, self.data.task), self.spec.subset_seed).to_list()
         return quality(rows, [said.get(r['id'], Reading(reason='not asked')) for r in rows], self.data.task) if said else None
 
+    def beside(self): # what stands beside exact match on the test split, where it can be said
+        spec, task = self.spec, self.data.task
+        found = dict(likeliest_label_accuracy=None, rationale_accuracy=None, rationale_token_accuracy=None)
+        if task.label_set and spec.method != 'single_task':
+            found['likeliest_label_accuracy'] = self.accuracy('test', likeliest_labels(self.t5, self.tokenizer, _questions(spec, self.data, 'test'), task.label_set, max_input=spec.max_input))
+        if not any(r.rationale_target for r in self.rows): return found
+        try: whys = human_rationales(task, 'test') if spec.task in EMBEDDED else extract(task, 'test', self.data_dir, teacher=spec.teacher)
+        except UsageError: return found
+        asked = [make_views(Example(i, x, '', whys[i].rationale), 'step_by_step', 1., spec.prefix_style, spec.task_prefix).rationale for i, x in zip(task['test']['id'], task['test']['input']) if whys[i].ok]
+        inputs, targets = map(list, zip(*asked))
+        start = RATIONALE_START if spec.task_prefix == 'decoder' else LABEL_START
+        found['rationale_token_accuracy'] = next_token_accuracy(self.t5, self.tokenizer, inputs, targets, start, max_input=spec.max_input, max_target=spec.max_target)
+        if spec.task in EMBEDDED:
+            said = generate(self.t5, self.tokenizer, inputs, max(map(len, self.tokenizer(targets).input_ids))+1, max_input=spec.max_input, start=start)
+            found['rationale_accuracy'] = label_accuracy(said, targets)
+        return found
+
     def record(self, result, seconds):
         spec, task, outputs = self.spec, self.data.task, self.answer('test')
-        metrics = dict(test_accuracy=self.accuracy('test', outputs), majority_accuracy=_majority(task['test']['label']), validation_accuracy=result.best_accuracy,
+        metrics = dict(test_accuracy=self.accuracy('test', outputs), **self.beside(), majority_accuracy=_majority(task['test']['label']), validation_accuracy=result.best_accuracy,
                        last_validation_accuracy=result.last_accuracy, best_step=result.best_step, steps=result.steps, stopped=result.stopped,
                        n_train=len(self.rows), n_rationales=sum(bool(r.rationale_target) for r in self.rows), n_validation=len(task['validation']),
                        n_test=len(task['test']), parameters=self.t5.num_parameters(), tokens=_tokens(self.rows, result.steps, spec))
         return dict(key=run_key(spec, self.data_dir), spec=asdict(spec), metrics=metrics, history=result.history, evaluations=result.evaluations, answers=dict(list(zip(task['test']['id'], outputs))[:SHOWN]),
                     teacher_quality=self.teacher_quality(), data=self.data.hashes, stand_in=task.stand_in, teacher=_who_says(spec, task),
-                    provenance=provenance() | dict(recipe=RECIPE, device=str(self.t5.device)), time=dict(finished=now(), seconds=round(seconds, 2)))
+                    provenance=provenance() | dict(recipe=recipe(spec), device=str(self.t5.device)), time=dict(finished=now(), seconds=round(seconds, 2)))
 
 def train_runs(
     specs:Sequence[RunSpec], # Equal but for `seed` and `subset_seed`
@@ -109,7 +126,7 @@ def _longest_label(task, tokenizer):
     return max(map(len, tokenizer(labels).input_ids))
 
 def _tokens(rows, steps, spec):
-    per_epoch = sum(len(ids) for r in rows for ids in vars(r).values())
+    per_epoch = sum(len(ids) for r in rows for ids in vars(r).values()) - sum(len(r.label_input) for r in rows if r.rationale_input == r.label_input)
     return round(per_epoch/len(rows)*min(spec.batch_size, len(rows))*steps)
 
 # %% ../nbs/10_runs.ipynb #3982ff16
@@ -118,7 +135,7 @@ def same_numbers(record:dict) -> str:
     fixed = {name:value for name, value in record.items() if name not in ('time', 'provenance')}
     return canonical_json(fixed | dict(versions=record['provenance']['versions']))
 
-# %% ../nbs/10_runs.ipynb #283abf67
+# %% ../nbs/10_runs.ipynb #709a7c00
 def run_and_save(
     spec:RunSpec,
     folder:str|Path, # A new or empty folder for the student
@@ -142,14 +159,14 @@ def model_card(record:dict) -> str: # Markdown
     "What a saved student is, how it was made and how good it is."
     spec, m, made = record['spec'], record['metrics'], record['provenance']
     label, _ = PREFIXES[spec['prefix_style']]
-    prefix = '' if spec['prefix_style'] == 'authors' and spec['method'] == 'standard' else label
+    prefix = '' if spec['task_prefix'] == 'decoder' or (spec['prefix_style'] == 'authors' and spec['method'] == 'standard') else label
     name = Path(spec['task']).name
     note = f"\n- note: {record['stand_in']}" if record['stand_in'] else ''
     return f"""# {name}: a student of {record['teacher'] or 'human labels'}
 
 A T5 of {m['parameters']:,} parameters ({Path(spec['student']).name}), trained by `{spec['method']}` (Distilling Step-by-Step, Hsieh et al., 2023).
 
-Ask it for a label: write the prefix `{prefix}` and the input; it generates the label.
+Ask it for a label: write {f'the prefix `{prefix}` and ' if prefix else ''}the input; it generates the label.
 
 ```python
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer

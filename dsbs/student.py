@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['VOCAB_SIZE', 'LOWEST', 'scratch_config', 'train_tokenizer', 'make_student', 'Stack']
 
-# %% ../nbs/06_student.ipynb #11b64067
+# %% ../nbs/06_student.ipynb #cd58277f
 import contextlib, os
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
-import torch, transformers
+import numpy as np, torch, transformers
 from torch import nn
 from torch.nn import functional as F
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
@@ -86,7 +86,7 @@ def make_student(
     torch.manual_seed(seed)
     return T5ForConditionalGeneration(scratch_config(name, len(tokenizer), dropout, init_factor)), tokenizer
 
-# %% ../nbs/06_student.ipynb #743d05b5
+# %% ../nbs/06_student.ipynb #ae830eb3
 class Stack(nn.Module):
     "K students of one shape: `[K, ...]` weights of which each student's own are slices."
     def __init__(self, students:Sequence[T5ForConditionalGeneration]):
@@ -94,6 +94,7 @@ class Stack(nn.Module):
         self.students, self.config = list(students), students[0].config
         named = [dict(s.named_parameters()) for s in students]
         self.weights = nn.ParameterDict({_key(name):_side_by_side([n[name].data for n in named]) for name in named[0]})
+        self.random = np.random.Generator(np.random.SFC64(0)) # of the dropout on a CPU
         self.share()
 
     def share(self):
@@ -136,7 +137,7 @@ class Stack(nn.Module):
         if self.config.scale_decoder_outputs: hidden = hidden*self.config.d_model**-.5
         return _linear(self, hidden, 'lm_head' if 'lm_head/weight' in self.weights else 'shared')
 
-# %% ../nbs/06_student.ipynb #e2808fc5
+# %% ../nbs/06_student.ipynb #305d235e
 LOWEST = torch.finfo(torch.float32).min
 
 def _key(name): return name.replace('.', '/')
@@ -149,15 +150,11 @@ def _position_buckets(length, two_sided, buckets, distance, device): # [T*T]
         where = torch.arange(length)
         return T5Attention._relative_position_bucket(where[None]-where[:, None], two_sided, buckets, distance).flatten().to(device)
 
-def _linear(stack, x, name): return torch.bmm(x, stack.weights[_key(f'{name}.weight')].mT)
+def _weight(stack, *names): # side by side, for one multiplication
+    some = [stack.weights[_key(f'{name}.weight')] for name in names]
+    return some[0] if len(some) == 1 else torch.cat(some, 1)
 
-def _drop(stack, x):
-    p = stack.config.dropout_rate
-    return F.dropout(x, p) if p and stack.training else x
-
-def _norm(stack, x, name): # RMS norm
-    scale = stack.weights[_key(f'{name}.weight')][:, None]
-    return x*torch.rsqrt(x.square().mean(-1, keepdim=True) + stack.config.layer_norm_epsilon)*scale
+def _linear(stack, x, *names): return torch.bmm(x, _weight(stack, *names).mT)
 
 def _embed(stack, ids): # [K, R, T] -> [K, R*T, width]
     table = stack.weights['shared/weight']; k, v, width = table.shape
@@ -171,11 +168,11 @@ def _position_bias(stack, side, length): # [K, 1, heads, T, T]
 
 def _attend(stack, hidden, layer, name, bias, memory=None):
     x, rows = _norm(stack, hidden, f'{layer}.layer_norm'), bias.shape[1]
-    def heads(x, part): # [K, R, heads, T, width of a head]
-        return _linear(stack, x, f'{layer}.{name}.{part}').unflatten(1, (rows, -1)).unflatten(3, (stack.config.num_heads, -1)).transpose(2, 3)
-    read = x if memory is None else memory
-    q, k, v = heads(x, 'q'), heads(read, 'k'), heads(read, 'v')
-    found = _drop(stack, torch.softmax((q @ k.mT + bias).float(), -1)).to(v.dtype) @ v
+    def heads(x, *parts): # of each part [K, R, heads, T, width of a head]
+        made = _linear(stack, x, *(f'{layer}.{name}.{part}' for part in parts))
+        return made.unflatten(1, (rows, -1)).unflatten(3, (len(parts), stack.config.num_heads, -1)).permute(3, 0, 1, 4, 2, 5).unbind()
+    q, k, v = heads(x, 'q', 'k', 'v') if memory is None else (*heads(x, 'q'), *heads(memory, 'k', 'v'))
+    found = _drop(stack, _softmax((q @ k.mT).float().add_(bias))).to(v.dtype) @ v
     return hidden + _drop(stack, _linear(stack, found.transpose(2, 3).flatten(3).flatten(1, 2), f'{layer}.{name}.o'))
 
 def _feed_forward(stack, hidden, layer):
@@ -186,3 +183,33 @@ def _feed_forward(stack, hidden, layer):
 def _activate(stack, x):
     kind = stack.config.dense_act_fn
     return F.gelu(x, approximate='tanh') if kind == 'gelu_new' else ACT2FN[kind](x)
+
+# %% ../nbs/06_student.ipynb #3749187a
+def _drop(stack, x):
+    p = stack.config.dropout_rate
+    if not (p and stack.training): return x
+    if x.device.type != 'cpu': return F.dropout(x, p)
+    drawn = stack.random.integers(0, 2**64-1, -(-x.numel()//4), dtype=np.uint64, endpoint=True).view(np.uint16)[:x.numel()]
+    kept = torch.from_numpy((drawn >= round(p*2**16)).view(np.int8)).to(x.dtype).view_as(x)
+    return x*kept.mul_(1/(1-p))
+
+class _RMSNorm(torch.autograd.Function): # x/rms(x)*scale, in half the passes over memory that its single operations take
+    @staticmethod
+    def forward(ctx, x, scale, eps): # [K, n, width], [K, width]
+        inverse = torch.linalg.vecdot(x, x).div_(x.shape[-1]).add_(eps).rsqrt_()[..., None]
+        unit = x*inverse
+        ctx.save_for_backward(unit, inverse, scale)
+        return unit*scale[:, None]
+
+    @staticmethod
+    def backward(ctx, grad):
+        unit, inverse, scale = ctx.saved_tensors
+        along = grad*scale[:, None]
+        mean = torch.linalg.vecdot(along, unit).div_(unit.shape[-1])[..., None]
+        return along.addcmul_(unit, mean, value=-1).mul_(inverse), torch.linalg.vecdot(grad, unit, dim=1), None
+
+def _norm(stack, x, name): return _RMSNorm.apply(x, stack.weights[_key(f'{name}.weight')], stack.config.layer_norm_epsilon)
+
+def _softmax(scores): # over the last dimension; where that is short, a CPU is much faster along the first
+    if scores.shape[-1] > 16 or scores.device.type != 'cpu': return torch.softmax(scores, -1)
+    return torch.softmax(scores.movedim(-1, 0).contiguous(), 0).movedim(0, -1)

@@ -40,7 +40,7 @@ def batch_order(
             batches += [stretch[i:i+size].tolist() for i in range(0, len(stretch), size)]
         for i in rng.permutation(len(batches)): yield batches[i]
 
-# %% ../nbs/08_training.ipynb #c93ac253
+# %% ../nbs/08_training.ipynb #e579af59
 @dataclass
 class TrainingResult:
     "What a training left behind; the student holds the best weights."
@@ -70,7 +70,7 @@ def fit(
     "Train the students of `model` and leave each with the weights that were best on validation."
     start = time.perf_counter()
     AcceleratorState._reset_state(reset_partial_state=True)
-    torch.set_num_threads(config.threads); torch.manual_seed(config.seed)
+    torch.set_num_threads(config.threads); torch.manual_seed(config.seed); model.stack.random = np.random.Generator(np.random.SFC64(config.seed))
     accelerator = Accelerator(mixed_precision='bf16' if config.dtype == 'bfloat16' else 'no')
     prepared = accelerator.prepare(model); model.stack.share()
     optimizer = accelerator.prepare(torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=0., fused=True))
