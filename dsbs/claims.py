@@ -43,8 +43,8 @@ def mean_interval(
     error = float(values.std(ddof=1)/math.sqrt(n))
     return float(values.mean()), float(stats.t.ppf((1+level)/2, n-1)*error), error
 
-# %% ../nbs/13_claims.ipynb #4fb0b814
-TIDY = ('panel', 'task', 'curve', 'seed', 'student', 'rationale_weight', 'n_train', 'parameters', 'test_accuracy', 'validation_accuracy', 'majority_accuracy', 'best_step', 'steps', 'stopped', 'tokens', 'n_test', 'key')
+# %% ../nbs/13_claims.ipynb #8d9951bc
+TIDY = ('panel', 'task', 'curve', 'seed', 'student', 'rationale_weight', 'n_train', 'parameters', 'test_accuracy', 'likeliest_label_accuracy', 'rationale_accuracy', 'rationale_token_accuracy', 'validation_accuracy', 'majority_accuracy', 'best_step', 'steps', 'stopped', 'tokens', 'n_test', 'key')
 
 def tidy(
     records:dict[str, dict[str, list[dict]]], # panel -> curve -> records, from `grids.measure`
@@ -61,11 +61,12 @@ def tidy(
 def summary(
     frame:pd.DataFrame, # From `tidy`
     x:str='n_train', # Or "parameters", "rationale_weight"
-) -> pd.DataFrame: # panel, curve, x, mean, error, half, n, missing
-    "Each point's mean over seeds, standard error, half width of the 95% interval, and number of seeds; runs without a finite accuracy do not count."
+    y:str='test_accuracy', # Or another measure of `TIDY`
+) -> pd.DataFrame: # panel, curve, x, mean, error, half, n, lost
+    "Each point's mean over seeds, standard error, half width of the 95% interval, and number of seeds; runs without a finite value do not count."
     rows = []
     for (panel, curve, at), group in frame.groupby(['panel', 'curve', x], sort=True):
-        values = group['test_accuracy'].astype(float); finite = values[np.isfinite(values)]
+        values = group[y].astype(float); finite = values[np.isfinite(values)]
         mean, half, error = mean_interval(finite) if len(finite) else (math.nan,)*3
         rows.append({'panel':panel, 'curve':curve, x:at, 'mean':mean, 'error':error, 'half':half, 'n':len(finite), 'lost':len(values)-len(finite)})
     return pd.DataFrame(rows, columns=['panel', 'curve', x, 'mean', 'error', 'half', 'n', 'lost'])
@@ -76,17 +77,18 @@ def example_frame() -> pd.DataFrame:
     return pd.DataFrame([dict(panel='t', curve=c, seed=s, n_train=n, test_accuracy=base+n/50+s) for c, base in (('standard', 50), ('step_by_step', 60), ('shuffled', 51))
                          for n in (100, 200, 400, 800) for s in range(3)])
 
-# %% ../nbs/13_claims.ipynb #ba504d0f
+# %% ../nbs/13_claims.ipynb #2424e81a
 def paired_gains(
     frame:pd.DataFrame, # From `tidy`
     against:Iterable[str], # Curves to compare with
     curve:str='step_by_step',
     x:str='n_train', # Or "parameters", "rationale_weight"
+    y:str='test_accuracy', # Or another measure of `TIDY`
 ) -> pd.DataFrame: # panel, x, against, gain (points), low, high (95% interval), n, verdict
-    "Accuracy of `curve` minus that of each other curve, paired by seed, with Student's 95% interval; one seed decides nothing."
+    "`y` of `curve` minus that of each other curve, paired by seed, with Student's 95% interval; one seed decides nothing."
     rows = []
     for (panel, at), group in frame.groupby(['panel', x], sort=True):
-        wide = group.pivot_table(index='seed', columns='curve', values='test_accuracy')
+        wide = group.pivot_table(index='seed', columns='curve', values=y)
         for other in against:
             if not {curve, other} <= set(wide): continue
             gains = (wide[curve]-wide[other]).dropna()

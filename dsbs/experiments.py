@@ -6,15 +6,13 @@
 __all__ = ['BUNDLE', 'find_record', 'run_together', 'run', 'default_workers', 'run_all', 'published', 'read_results',
            'find_published', 'run_status']
 
-# %% ../nbs/11_experiments.ipynb #8e735bb5
+# %% ../nbs/11_experiments.ipynb #670cd4d9
 import json, os, threading, time, traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, replace
 from multiprocessing import get_context
 from pathlib import Path
-
-from tqdm import tqdm
 
 from .records import UsageError, canonical_json, data_dir as find_data_dir, hash_json, read_jsonl, runs_dir as find_runs_dir, write_text
 from .specs import ADDED, SCRATCH, RunSpec, run_key
@@ -65,7 +63,7 @@ def run(
     "Make a run, or return its record if it was made already."
     return run_together([spec], data_dir, runs_dir, progress)[0]
 
-# %% ../nbs/11_experiments.ipynb #592e82b7
+# %% ../nbs/11_experiments.ipynb #27c777d2
 def _start_worker(parent):
     os.environ['TOKENIZERS_PARALLELISM'] = 'false'
     def watch():
@@ -92,6 +90,7 @@ def run_all(
     return [find_record(k, runs_dir) for k in keys]
 
 def _make(todo, data_dir, runs_dir, workers, total):
+    from tqdm import tqdm
     failed, bundles = [], _bundles(todo.values(), workers)
     with ProcessPoolExecutor(min(workers, len(bundles)), get_context('spawn'), _start_worker, (os.getpid(),)) as pool:
         jobs = {pool.submit(run_together, some, data_dir, runs_dir):some for some in bundles}

@@ -71,7 +71,7 @@ class Setup:
         base = self.standard if method == 'standard' else self.step_by_step
         return self.runs(method, sizes, max_steps=round(ratio*base.max_steps), patience=round(ratio*base.patience), **changes)
 
-# %% ../nbs/12_grids.ipynb #cc9ea1e8
+# %% ../nbs/12_grids.ipynb #066c6e44
 STARTS = {'small': dict(init_factor=.3, learning_rate=5e-3), 'medium': dict(init_factor=1., learning_rate=2e-3), 'slow': dict(init_factor=1., learning_rate=1e-3)}
 CHOSEN = {'same_kind': dict(standard='medium', step_by_step='medium'),
           'heavier': dict(standard='slow', step_by_step='small'),
@@ -85,11 +85,11 @@ def _embedded(task, base=EMBEDDED_BASE, **sizes):
 def _quick():
     short = replace(EMBEDDED_BASE, max_steps=400, patience=200)
     return {
-        'same_kind':_embedded('same_kind', sizes=(150, 200, 250, 350, 500, 720), teacher_sizes=(150, 250, 500, 720), search=(250, 500, 720), size=250, control=250, longer_at=250,
+        'same_kind':_embedded('same_kind', sizes=(100, 150, 200, 250, 350, 500, 720), teacher_sizes=(100, 250, 500, 720), search=(250, 500, 720), size=250, control=250, longer_at=250, prefix_sizes=(150, 200, 250, 350, 500, 720),
                               students=('scratch-32x2', 'scratch-64x2', 'scratch-128x2'), searched=('scratch-32x2', 'scratch-64x2'), teachers=(dict(teacher_error=.05), dict(teacher_error=.2)), guess=.5,
                               extra=dict(extra='same_kind', n_extra=250), tune=(200, 450)),
-        'heavier':_embedded('heavier', sizes=(300,), control=300, tune=(300,)),
-        'more_picked':_embedded('more_picked', short, sizes=(10, 20, 40), control=40, tune=(20,))}
+        'heavier':_embedded('heavier', sizes=(300,), prefix_sizes=(300,), control=300, tune=(300,)),
+        'more_picked':_embedded('more_picked', short, sizes=(10, 20, 40), prefix_sizes=(10, 20, 40), control=40, tune=(20,))}
 
 # %% ../nbs/12_grids.ipynb #ea9d4c80
 def _standin():
@@ -99,8 +99,8 @@ def _standin():
     return {'esnli_standin':Setup(replace(base, method='standard'), base, sizes=sizes, teacher_sizes=sizes, size=1., control=1., longer_at=1., ratio=3, prefix_sizes=(1.,), prefix_seeds=(0, 1, 2, 3, 4), once=1.3, unit='train_fraction',
                                   students=('scratch-32x2', 'scratch-64x2', 'scratch-128x2'))}
 
-# %% ../nbs/12_grids.ipynb #a4882d65
-def _prefix(): return {panel:replace(s, prefix_sizes=s.sizes, prefix_seeds=(0, 1, 2, 3, 4)) for panel, s in _quick().items()}
+# %% ../nbs/12_grids.ipynb #34bfc7bb
+def _prefix(): return {panel:replace(s, prefix_seeds=(0, 1, 2, 3, 4)) for panel, s in _quick().items()}
 
 # %% ../nbs/12_grids.ipynb #7c1bd5e8
 PRETRAINED = ('t5-v1_1-base', 't5-v1_1-large', 't5-v1_1-xxl')

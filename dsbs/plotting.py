@@ -18,7 +18,7 @@ from matplotlib import pyplot as plt, ticker
 from .claims import summary
 from .records import replacing
 
-# %% ../nbs/14_plotting.ipynb #d7332d26
+# %% ../nbs/14_plotting.ipynb #a0609ed9
 @dataclass(frozen=True)
 class Look:
     "Name, colour, marker and line of a curve."
@@ -37,6 +37,9 @@ LOOKS = {
     'human': Look('Step-by-step, human explanations', '#117733', 'h'),
     'agreeing': Look('Step-by-step, only where the teacher is right', '#332288', '>'),
     'weaker_teacher': Look('Step-by-step, weaker teacher', '#44AA99', 'p'),
+    'decoder': Look('Task named at the decoder', '#CC6677', '*'),
+    'decoder_longer': Look('Task named at the decoder, equal compute', '#AA4499', '8', '--'),
+    'decoder_shuffled': Look('Task named at the decoder, rationales shuffled', '#999933', 'H', '--'),
     'equal_compute': Look('Standard finetuning, equal compute', '#D55E00', '^', '--'),
     'single_task': Look('Single-task training', '#009E73', 'P'),
     'rationale_as_input': Look('Rationale as input', '#CC79A7', 'X'),

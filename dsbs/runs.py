@@ -23,7 +23,7 @@ from .tasks import EMBEDDED, Example, subset
 from .teacher import teacher_name
 from .training import Trainee, fit
 
-# %% ../nbs/10_runs.ipynb #b3900bc2
+# %% ../nbs/10_runs.ipynb #ca576c48
 def _tokenizer_texts(data, prefix_style, method):
     label, rationale = PREFIXES[prefix_style]
     for row in data.task['train']:
@@ -47,7 +47,7 @@ class _Run: # a spec with its data and student
         self.rows = tokenise([make_views(e, spec.method, spec.rationale_weight, spec.prefix_style, spec.task_prefix) for e in examples], self.tokenizer, spec.max_input, spec.max_target)
         self.longest_output = spec.max_target if spec.method == 'single_task' else _longest_label(self.data.task, self.tokenizer)+1
 
-    def answer(self, split): return generate(self.t5, self.tokenizer, _questions(self.spec, self.data, split), self.longest_output, max_input=self.spec.max_input)
+    def answer(self, split): return generate(self.t5, self.tokenizer, _questions(self.spec, self.data, split), self.longest_output, max_input=self.spec.max_input, dtype=self.spec.dtype)
     def accuracy(self, split, outputs): return label_accuracy(outputs, self.data.task[split]['label'], self.data.task.answer, self.spec.method)
     def validate(self): return self.accuracy('validation', self.answer('validation'))
 
@@ -65,16 +65,16 @@ class _Run: # a spec with its data and student
         spec, task = self.spec, self.data.task
         found = dict(likeliest_label_accuracy=None, rationale_accuracy=None, rationale_token_accuracy=None)
         if task.label_set and spec.method != 'single_task':
-            found['likeliest_label_accuracy'] = self.accuracy('test', likeliest_labels(self.t5, self.tokenizer, _questions(spec, self.data, 'test'), task.label_set, max_input=spec.max_input))
+            found['likeliest_label_accuracy'] = self.accuracy('test', likeliest_labels(self.t5, self.tokenizer, _questions(spec, self.data, 'test'), task.label_set, max_input=spec.max_input, dtype=spec.dtype))
         if not any(r.rationale_target for r in self.rows): return found
         try: whys = human_rationales(task, 'test') if spec.task in EMBEDDED else extract(task, 'test', self.data_dir, teacher=spec.teacher)
         except UsageError: return found
         asked = [make_views(Example(i, x, '', whys[i].rationale), 'step_by_step', 1., spec.prefix_style, spec.task_prefix).rationale for i, x in zip(task['test']['id'], task['test']['input']) if whys[i].ok]
         inputs, targets = map(list, zip(*asked))
         start = RATIONALE_START if spec.task_prefix == 'decoder' else LABEL_START
-        found['rationale_token_accuracy'] = next_token_accuracy(self.t5, self.tokenizer, inputs, targets, start, max_input=spec.max_input, max_target=spec.max_target)
+        found['rationale_token_accuracy'] = next_token_accuracy(self.t5, self.tokenizer, inputs, targets, start, max_input=spec.max_input, max_target=spec.max_target, dtype=spec.dtype)
         if spec.task in EMBEDDED:
-            said = generate(self.t5, self.tokenizer, inputs, max(map(len, self.tokenizer(targets).input_ids))+1, max_input=spec.max_input, start=start)
+            said = generate(self.t5, self.tokenizer, inputs, max(map(len, self.tokenizer(targets).input_ids))+1, max_input=spec.max_input, start=start, dtype=spec.dtype)
             found['rationale_accuracy'] = label_accuracy(said, targets)
         return found
 

@@ -9,7 +9,7 @@ __all__ = ['KINDS', 'WEIGHTS', 'N_WORDS', 'FRUITS', 'PICKERS', 'EMBEDDED', 'EMBE
            'near_duplicates', 'EquationError', 'equation_value', 'normalise_answer', 'is_correct', 'OwnTask',
            'is_task_folder', 'read_own_task', 'load_own_task', 'load_task']
 
-# %% ../nbs/01_tasks.ipynb #37d322ad
+# %% ../nbs/01_tasks.ipynb #3909114e
 import difflib, itertools, json, os, random, re, tomllib
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
-
-import numpy as np
 
 from .records import UsageError, data_dir as find_data_dir, hash_json, one_of, read_jsonl
 
@@ -273,13 +271,14 @@ def paper_task(
         splits = dict(train=held['train'], validation=held['test'], test=splits['test'])
     return Task(name, splits, spec.answer, spec.label_set, note)
 
-# %% ../nbs/01_tasks.ipynb #89e74f59
+# %% ../nbs/01_tasks.ipynb #3e4fa192
 def subset(
     split:'datasets.Dataset',
     n:int, # How many rows, at most all
     seed:int=0, # `subset_seed`
 ) -> 'datasets.Dataset':
     "The first `n` rows of a seeded permutation."
+    import numpy as np # a third of what this module would take to load
     if not 1 <= n <= len(split): raise UsageError(f'n_train={n} does not fit: the training split has {len(split)} rows')
     return split.select(np.random.default_rng(seed).permutation(len(split))[:n])
 

@@ -3,11 +3,13 @@
 from dataclasses import replace
 
 import pytest
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from dsbs import runs
+from dsbs.evaluation import generate, label_accuracy
 from dsbs.experiments import run_all, run_together
 from dsbs.runs import same_numbers, train_run
-from dsbs.specs import RunSpec, run_key
+from dsbs.specs import RunSpec, prepare, run_key
 
 TINY = RunSpec(student='scratch-32x1', dropout=0., n_train=40, max_steps=4, eval_every=2, batch_size=8, learning_rate=1e-3)
 SEEDS = [replace(TINY, seed=s, subset_seed=s) for s in range(3)]
@@ -48,3 +50,25 @@ def test_settings_added_later_leave_old_names_alone():
 def test_dropout_drawn_in_another_way_has_another_name():
     before = '1e7c8597e5def07451ad14d23d2d27b86762f2cfa9b268180f28f3d85aa659e8'
     assert run_key(RunSpec(n_train=40, student='scratch-32x1')) != before
+
+
+def test_task_named_at_the_decoder(tmp_path):
+    "It trains beside others as alone, reads each example once, and its student is asked without a prefix."
+    decoder = [replace(s, task_prefix='decoder') for s in SEEDS]
+    alone = [runs.train_run(s)[0] for s in decoder[:2]]
+    assert [same_numbers(r) for r, *_ in runs.train_runs(decoder)][:2] == [same_numbers(r) for r in alone]
+    encoder = runs.train_run(SEEDS[0])[0]
+    assert alone[0]['metrics']['tokens'] < encoder['metrics']['tokens'] and alone[0]['history'][0]['rationale_loss'] != encoder['history'][0]['rationale_loss']
+    kept = runs.run_and_save(decoder[0], tmp_path/'student')
+    assert same_numbers(kept) == same_numbers(alone[0]) and 'prefix' not in (tmp_path/'student'/'README.md').read_text()
+    t5, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(tmp_path/'student'), AutoTokenizer.from_pretrained(tmp_path/'student')
+    test = prepare(decoder[0]).task['test']
+    answers = generate(t5, tokenizer, test['input'], 4)
+    assert label_accuracy(answers, test['label']) == kept['metrics']['test_accuracy']
+
+
+def test_what_stands_beside_exact_match():
+    "The likeliest label and the rationale are measured where they can be, and never take exact match's place."
+    standard, both, single = (runs.train_run(replace(TINY, method=m))[0]['metrics'] for m in ('standard', 'step_by_step', 'single_task'))
+    names = ('likeliest_label_accuracy', 'rationale_accuracy', 'rationale_token_accuracy')
+    assert [standard[n] is None for n in names] == [False, True, True] and [both[n] is None for n in names] == [False]*3 and single[names[0]] is None

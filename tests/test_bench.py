@@ -1,0 +1,107 @@
+"The bench: what it promises to print, and that it fails when it should."
+import json
+
+import pytest, torch
+
+TINY = ['--task', 'same_kind', '--student', '0.2M', '--device', 'cpu', '--repeats', '1', '--threads', '1']
+
+
+def test_train_gives_a_row_for_each_implementation_and_dtype(main):
+    status, out, _ = main('bench', 'train', *TINY, '--steps', '1', '--batch-size', '8', '--json')
+    rows = json.loads(out)
+    assert status == 0 and [(r['implementation'], r['dtype']) for r in rows] == [(w, d) for d in ('float32', 'bfloat16') for w in ('reference', 'ours')]
+    for r in rows:
+        assert (r['task'], r['student'], r['batch_size'], r['threads']) == ('same_kind', '0.2M', 8, 1) and r['parameters'] > 100_000 and r['device']
+        assert r['tokens_per_second'] > r['examples_per_second'] > 0 and r['peak_gflops'] > 0 and r['peak_memory_mb'] > 0
+        assert r['share_of_peak'] == pytest.approx(r['gflops']/r['peak_gflops'], abs=1e-3) and 0 <= r['padding_share'] < 1
+        assert r['ratio_to_float32'] == pytest.approx(r['tokens_per_second']/rows[0]['tokens_per_second'], abs=1e-3)
+    for reference, ours in zip(rows[::2], rows[1::2]):
+        assert reference['ratio'] == 1 and ours['ratio'] == pytest.approx(ours['tokens_per_second']/reference['tokens_per_second'], abs=1e-3)
+    assert rows[1]['loss_difference'] <= 1e-5 and rows[3]['loss_difference'] <= 2e-2
+
+
+def test_one_dtype_as_a_table(main):
+    status, out, _ = main('bench', 'train', *TINY, '--steps', '1', '--batch-size', '8', '--dtype', 'bfloat16')
+    where, head, *rows = out.splitlines()
+    assert status == 0 and '1 thread, batches of 8' in where and len(rows) == 2
+    assert [len(line.split()) for line in rows] == [13, 13] and 'ratio' in head and 'float32' not in ' '.join(rows)
+
+
+def test_evaluate_gives_the_same_answers(main):
+    status, out, _ = main('bench', 'evaluate', *TINY, '--limit', '40', '--json')
+    rows = json.loads(out)
+    assert status == 0 and [(r['implementation'], r['dtype']) for r in rows] == [(w, d) for d in ('float32', 'bfloat16') for w in ('reference', 'ours')]
+    for r in rows: assert r['questions'] == 40 and r['seconds'] > 0 and 1 <= r['tokens_written'] <= 64 and r['peak_memory_mb'] > 0 and 1 <= r['distinct_answers'] <= 40
+    assert rows[0]['same_answers'] == rows[1]['same_answers'] == 1 and rows[0]['accuracy'] == rows[1]['accuracy']
+    for reference, ours in zip(rows[::2], rows[1::2]):
+        assert reference['ratio'] == 1 and ours['ratio'] == pytest.approx(reference['seconds']/ours['seconds'], rel=.01)
+
+
+def test_answers_that_differ_and_do_not_end_are_the_same():
+    from dsbs.bench import BenchSettings, bench_evaluate
+    reference, ours = bench_evaluate('same_kind', '0.2M', BenchSettings('cpu', ('float32',), repeats=1, threads=1), limit=64, updates=1)
+    assert reference['tokens_written'] > ours['tokens_written'] and ours['distinct_answers'] > 1 and ours['same_answers'] == 1
+
+
+@pytest.mark.parametrize('wrong, words', [(1.001, 'loss is'), (float('nan'), 'loss is nan')])
+def test_another_loss_fails_the_bench(main, monkeypatch, wrong, words):
+    import dsbs.bench
+    class Wrong(dsbs.bench.StepByStep):
+        def forward(self, *args): return {name:wrong*value for name, value in super().forward(*args).items()}
+    monkeypatch.setattr(dsbs.bench, 'StepByStep', Wrong)
+    status, out, err = main('bench', 'train', *TINY, '--json')
+    assert status == 1 and not out and words in err.splitlines()[-1] and err.splitlines()[-1].startswith('dsbs: Unequal: ')
+
+
+def test_another_gradient_fails_the_bench(main, monkeypatch):
+    import dsbs.bench
+    class Wrong(dsbs.bench.StepByStep): # the losses are right, and the rationale teaches nothing
+        def forward(self, *args):
+            out = super().forward(*args)
+            return out | dict(loss=out['loss'].detach() + self.scale*(out['label_loss'] - out['label_loss'].detach()))
+    monkeypatch.setattr(dsbs.bench, 'StepByStep', Wrong)
+    status, out, err = main('bench', 'train', *TINY)
+    assert status == 1 and not out and 'gradient norm is' in err.splitlines()[-1]
+
+
+def test_other_answers_fail_the_bench(main, monkeypatch):
+    import dsbs.bench
+    monkeypatch.setattr(dsbs.bench, 'generate', lambda t5, tokenizer, questions, longest: ['maybe']*len(questions))
+    status, out, err = main('bench', 'evaluate', *TINY, '--limit', '5')
+    assert status == 1 and not out and "5 of 5 answers are not the same in float32: 'maybe'" in err.splitlines()[-1]
+
+
+def test_a_tie_may_go_either_way():
+    from dsbs.bench import bench_student, nearest_choice
+    t5 = bench_student('0.2M', 50)
+    apart = nearest_choice(t5, [5, 6, 1], [7, 1])
+    with torch.no_grad(): t5.shared.weight[3:] = t5.shared.weight[3]
+    assert apart > nearest_choice(t5, [5, 6, 1], [7, 1]) == 0
+
+
+@pytest.mark.parametrize('call, words', [
+    (['train', '--task', 'sudoku'], ["unknown task of the bench 'sudoku'", 'same_kind, svamp, cqa, esnli']),
+    (['train', '--student', '9B'], ["unknown student '9B'", '0.2M, 9M, 60M, 220M']),
+    (['train', '--dtype', 'float16'], ["unknown dtype 'float16'", 'bfloat16']),
+    (['train', '--device', 'tpu'], ["unknown device 'tpu'", 'cpu, cuda']),
+    (['train', '--repeats', '0'], ['repeats=0', 'at least 1']), (['train', '--steps', '0'], ['steps=0']), (['train', '--batch-size', '-1'], ['not a whole number']),
+    (['train', '--limit', '5'], ['--limit']), (['evaluate', '--limit', '0'], ['--limit 0', 'at least 1']), (['evaluate', '--steps', '5'], ['--steps']),
+    (['train', '--task', 'cqa', '--data-dir', 'nowhere'], ['cqa_train.json is missing']),
+    (['guess'], ["'guess'", 'train', 'evaluate']), ([], ['measure'])], ids=lambda x: ' '.join(x) if isinstance(x, list) else '')
+def test_a_wrong_call_gets_one_line(main, call, words):
+    status, out, err = main('bench', *call)
+    assert status == 2 and not out and err.count('\n') == 1, (status, out, err)
+    for word in words: assert word in err
+
+
+def test_cuda_asked_for_where_there_is_none(main, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    status, out, err = main('bench', 'evaluate', '--device', 'cuda')
+    assert (status, out, err.count('\n')) == (2, '', 1) and 'no CUDA device' in err
+
+
+def test_what_is_measured_when_nothing_is_said(recorded):
+    from dsbs.bench import bench_cases
+    assert bench_cases(device='cpu') == [('same_kind', '0.2M'), ('cqa', '9M'), ('svamp', '9M')]
+    assert bench_cases(device='cuda') == [('cqa', '220M'), ('svamp', '220M')]
+    assert bench_cases(device='cuda', data_dir='nowhere') == [('same_kind', '220M')]
