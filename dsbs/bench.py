@@ -8,7 +8,7 @@ __all__ = ['STUDENTS', 'UNTIED', 'BENCH_TASKS', 'DTYPES', 'TOLERANCE', 'TIE', 'b
            'Unequal', 'reference_losses', 'our_losses', 'check_same', 'Meter', 'TakeTurns', 'padding_share',
            'bench_train', 'trained_student', 'nearest_choice', 'share_of_same', 'bench_evaluate', 'bench_cases']
 
-# %% ../nbs/17_bench.ipynb #72132314
+# %% ../nbs/17_bench.ipynb #b607d6b3
 import ctypes, gc, os, resource, statistics, tempfile, threading, time
 from collections.abc import Callable, Sequence
 from copy import deepcopy
@@ -24,7 +24,7 @@ from transformers import DataCollatorForSeq2Seq, PrinterCallback, Seq2SeqTrainer
 
 from .evaluation import generate, label_accuracy
 from .multitask import StepByStep, Tokenised, collate, make_views, tokenise
-from .records import UsageError, one_of, provenance
+from .records import UsageError, now, one_of, provenance
 from .specs import RunSpec, TrainingConfig, prepare, training_examples
 from .student import train_tokenizer
 from .tasks import EMBEDDED, STAND_INS, Task
@@ -280,7 +280,7 @@ def _reference_tensors(collator, batches):
 def _our_tensors(batches):
     return [t for rows in batches for b in [collate(rows)] for t in (b.input_ids, b.label_targets, b.rationale_targets)]
 
-# %% ../nbs/17_bench.ipynb #5aea02df
+# %% ../nbs/17_bench.ipynb #fff453fb
 def bench_train(
     task:str='same_kind', # One of `BENCH_TASKS`
     student:str='0.2M', # One of `STUDENTS`
@@ -292,7 +292,9 @@ def bench_train(
     settings = settings or BenchSettings(); data = bench_data(task, data_dir)
     with _threads(settings.threads): rows = [row for dtype in settings.dtypes for row in _train_rows(data, student, dtype, settings, progress)]
     first = next((r['tokens_per_second'] for r in rows if r['dtype'] == 'float32'), None)
-    return [r | dict(ratio_to_float32=first and round(r['tokens_per_second']/first, 4)) for r in rows]
+    return [r | dict(ratio_to_float32=first and round(r['tokens_per_second']/first, 4)) | _made() for r in rows]
+
+def _made(): return {name:value for name, value in provenance().items() if name in ('commit', 'dirty', 'versions')} | dict(finished=now())
 
 class _threads: # sets the number of threads and puts it back
     def __init__(self, n): self.n, self.before = n, torch.get_num_threads()
@@ -367,7 +369,7 @@ def share_of_same(t5, tokenizer, rows:Sequence[Tokenised], ids:np.ndarray, ours:
         at = same.index(False); raise Unequal(f'{same.count(False)} of {len(same)} answers are not the same in float32: {ours[at]!r}, and the reference has {cut[at]!r}')
     return round(sum(same)/len(same), 4)
 
-# %% ../nbs/17_bench.ipynb #042c9402
+# %% ../nbs/17_bench.ipynb #e44db095
 def bench_evaluate(
     task:str='same_kind', # One of `BENCH_TASKS`
     student:str='0.2M', # One of `STUDENTS`
@@ -383,7 +385,7 @@ def bench_evaluate(
         t5 = trained_student(student, data, settings, updates)
         rows = [row for dtype in settings.dtypes for row in _evaluate_rows(data, t5, student, dtype, settings, progress, limit)]
     first = next((r['seconds'] for r in rows if r['dtype'] == 'float32'), None)
-    return [r | dict(ratio_to_float32=first and round(first/r['seconds'], 4)) for r in rows]
+    return [r | dict(ratio_to_float32=first and round(first/r['seconds'], 4)) | _made() for r in rows]
 
 def _evaluate_rows(data, t5, student, dtype, settings, progress, limit):
     AcceleratorState._reset_state(reset_partial_state=True); gc.collect()

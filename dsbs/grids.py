@@ -260,7 +260,7 @@ def vary(
         return [replace(p, seed=s, subset_seed=s, **settings) for p in points for s in seeds_now]
     return {name:{c:change(specs) for c, specs in panel.items() if not curves or c in curves} for name, panel in panels.items()}
 
-# %% ../nbs/12_grids.ipynb #ae2ba607
+# %% ../nbs/12_grids.ipynb #b6b169c8
 def measure(
     panels:dict[str, dict[str, list[RunSpec]]],
     preset:str,
@@ -284,7 +284,7 @@ def publish(
 ) -> int: # Records in the file
     "Add records to a file of results, each once, in place of older ones of the same settings."
     old = old or path
-    kept = read_results(old) | {canonical_json(r['spec']):published(r) for panel in records.values() for some in panel.values() for r in some}
+    kept = read_results(old) | {canonical_json(ADDED | r['spec']):published(r) for panel in records.values() for some in panel.values() for r in some}
     write_jsonl(path, sorted(kept.values(), key=lambda r: r['key']))
     return len(kept)
 

@@ -18,7 +18,7 @@ from matplotlib import pyplot as plt, ticker
 from .claims import summary
 from .records import replacing
 
-# %% ../nbs/14_plotting.ipynb #a0609ed9
+# %% ../nbs/14_plotting.ipynb #f0f8c7d0
 @dataclass(frozen=True)
 class Look:
     "Name, colour, marker and line of a curve."
@@ -37,9 +37,9 @@ LOOKS = {
     'human': Look('Step-by-step, human explanations', '#117733', 'h'),
     'agreeing': Look('Step-by-step, only where the teacher is right', '#332288', '>'),
     'weaker_teacher': Look('Step-by-step, weaker teacher', '#44AA99', 'p'),
-    'decoder': Look('Task named at the decoder', '#CC6677', '*'),
-    'decoder_longer': Look('Task named at the decoder, equal compute', '#AA4499', '8', '--'),
-    'decoder_shuffled': Look('Task named at the decoder, rationales shuffled', '#999933', 'H', '--'),
+    'decoder': Look('Task at the decoder', '#CC6677', '*'),
+    'decoder_longer': Look('Task at the decoder, equal compute', '#AA4499', '8', '--'),
+    'decoder_shuffled': Look('Task at the decoder, shuffled', '#999933', 'H', '--'),
     'equal_compute': Look('Standard finetuning, equal compute', '#D55E00', '^', '--'),
     'single_task': Look('Single-task training', '#009E73', 'P'),
     'rationale_as_input': Look('Rationale as input', '#CC79A7', 'X'),
@@ -143,7 +143,7 @@ def accuracy_table(
         index=['panel', x] if points[x].nunique() > 1 else 'panel', columns='curve', values='text', aggfunc='first', observed=True)
     return table.reindex(columns=curves).rename(columns=lambda c: LOOKS[c].name).fillna('')
 
-# %% ../nbs/14_plotting.ipynb #1e9b9e67
+# %% ../nbs/14_plotting.ipynb #43aae71b
 def accuracy_rows(
     ax:plt.Axes,
     frame:pd.DataFrame, # From `claims.tidy`, of one panel
@@ -167,7 +167,7 @@ def accuracy_rows(
     ax.set_yticks(range(len(curves)), [LOOKS[c].name if names else '' for c in reversed(curves)]); ax.set_ylim(-.6, max(.6, len(curves)-.4)); ax.grid(axis='y', visible=False)
     for value, c, line in ((teacher, '#000000', ':'), (chance, '#999999', '-')):
         if value is not None: ax.axvline(value, color=c, linestyle=line, linewidth=1)
-    ax.set_xlabel(f'Test accuracy (%), {seeds_note(points)}'); ax.set_title(literal(title), loc='left')
+    ax.set_xlabel(f'Test accuracy (%)\n{seeds_note(points)}'); ax.set_title(literal(title), loc='left')
     say_what_is_missing(ax, points, missing)
     return ax
 
@@ -200,8 +200,9 @@ def rows_figure(
     "Our panels, one for each dataset; below them, apart, what was published."
     ours = list(dict.fromkeys(frame['panel'])); theirs = list(dict.fromkeys(panel for values in published.values() for panel in values))
     rows = set(frame['curve'])
-    tall = [.75+.26*max(1, len(rows))] + [1+.26*len(published)]*bool(theirs)
-    fig = plt.figure(figsize=(2.1+1.6*max(3, len(ours), len(theirs)), sum(tall)), layout='constrained')
+    tall = [.9+.26*max(1, len(rows))] + [1+.26*len(published)]*bool(theirs)
+    wide = max(len(LOOKS[c].name) for c in rows | {'step_by_step'})/20 + 1.75*max(3, len(ours), len(theirs)) # inches: names, panels
+    fig = plt.figure(figsize=(wide, sum(tall)), layout='constrained')
     parts = fig.subfigures(len(tall), 1, height_ratios=tall, squeeze=False)[:, 0]
     axes = parts[0].subplots(1, max(1, len(ours)), squeeze=False)[0]
     for ax, name in zip(axes, ours):

@@ -6,7 +6,7 @@
 __all__ = ['COLUMNS', 'figure_notebooks', 'check_parameters', 'run_notebook', 'reproduce', 'check_preset', 'headline', 'verdicts',
            'readme_text', 'write_readme']
 
-# %% ../nbs/16_reporting.ipynb #a0fa1e92
+# %% ../nbs/16_reporting.ipynb #b675b178
 import json, os, shutil, sys, tempfile, warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,7 +18,7 @@ from papermill.exceptions import PapermillExecutionError
 from .claims import examples_needed, judge, summary, tidy
 from .experiments import default_workers
 from .extraction import read_set
-from .grids import PANELS, PRESETS, SETUPS, describe, grid, keep_described, measure, presets_of, publish, read_described
+from .grids import FIGURES, PANELS, PRESETS, describe, grid, keep_described, measure, presets_of, publish, read_described
 from .page import write_page
 from .records import UsageError, hash_file, hash_json, one_of, project_root, replacing, reports_dir, write_text
 from .tasks import load_task
@@ -83,7 +83,7 @@ def _as_published(notebook, private): # without times, progress bars, and folder
             cell.source = '\n'.join(l for l in cell.source.splitlines() if l.split(' = ')[0] not in private)
     return notebook
 
-# %% ../nbs/16_reporting.ipynb #29659d85
+# %% ../nbs/16_reporting.ipynb #9a5a554d
 def reproduce(
     names:list[str]=(), # Figures; all that have the preset when empty
     preset:str='quick', # One of `grids.PRESETS`
@@ -117,8 +117,9 @@ def _make_results(paths, preset, workers, data_dir, reports, target, own): # run
     panels = {(p.stem, panel):curves for p in paths for panel, curves in grid(p.stem, preset, **own).items()}
     records, file = measure(panels, preset, reports/'results', data_dir or None, workers), target/'results'/f'{preset}.jsonl'
     if records: publish(records, file)
-    if preset in SETUPS: keep_described(describe(preset, data_dir or None), reports/'datasets.jsonl')
-    return [file]*bool(records) + [reports/'datasets.jsonl']*(preset in SETUPS)
+    described = preset in FIGURES['table3_datasets'].data
+    if described: keep_described(describe(preset, data_dir or None), reports/'datasets.jsonl')
+    return [file]*bool(records) + [reports/'datasets.jsonl']*described
 
 def _run_figure(path, preset, reports, target, parameters):
     with tempfile.TemporaryDirectory(dir=reports, prefix=f'.staging-{os.getpid()}-') as stage:

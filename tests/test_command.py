@@ -61,6 +61,13 @@ def test_help_is_quick():
     assert time.perf_counter()-start < 2
 
 
+def test_status_loads_nothing_heavy(tmp_path):
+    "What is asked often should answer at once: no library that takes a good part of a second to load."
+    code = "import sys; from dsbs.cli import main; status = main(['status']); heavy = {'torch', 'transformers', 'datasets', 'numpy', 'pandas'} & set(sys.modules); sys.exit(status or str(heavy or '') or 0)"
+    done = subprocess.run([sys.executable, '-c', code], env=os.environ | {'DSBS_RUNS':str(tmp_path)}, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and '0 done' in done.stdout, done.stderr
+
+
 def test_run_prints_its_record_and_is_not_made_twice(dsbs):
     status, out, err = dsbs('run', *TINY, '--json')
     record = json.loads(out)

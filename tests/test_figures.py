@@ -27,7 +27,7 @@ def test_a_notebook_names_its_presets_and_defines_nothing(figure):
     assert not any(line.startswith(('def ', 'class ')) for source in code for line in source.splitlines())
 
 
-@pytest.mark.parametrize('preset', ['quick', 'standin', 'tune'])
+@pytest.mark.parametrize('preset', ['quick', 'prefix', 'standin', 'tune'])
 def test_every_published_record_belongs_to_a_figure(preset):
     if not (RESULTS/f'{preset}.jsonl').is_file(): pytest.skip('nothing is published for this preset yet')
     wanted = {canonical_json(asdict(s)) for f in FIGURES if preset in presets_of(f) for s in specs_of(grid(f, preset))}
