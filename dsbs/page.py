@@ -196,11 +196,11 @@ def images_of(figure:str, reports:Path) -> list[Path]:
     found = {p.stem:p for suffix in ('png', 'svg') for p in sorted((Path(reports)/'figures').glob(f'{figure}*.{suffix}')) if re.fullmatch(f'{figure}(_.+)?', p.stem)}
     return [found[stem] for stem in sorted(found)]
 
-# %% ../nbs/15_page.ipynb #92aeb8e3
+# %% ../nbs/15_page.ipynb #d1ed07f9
 SCALES = { # preset -> its name, what it is
-    'quick':('Embedded benchmark', 'generated tasks, students of about half a million parameters from random weights, a simulated teacher'),
+    'quick':('Embedded benchmark', 'generated tasks, students of 0.04 to 0.6 million parameters from random weights, a simulated teacher'),
     'standin':('e-SNLI, stand-in rows', "real e-SNLI with PaLM 540B's recorded rationales; validation rows stand in for the training rows, students start from random weights"),
-    'prefix':('Embedded benchmark, five seeds', 'generated tasks, students of half a million parameters from random weights, a simulated teacher; the study of where the task is named'),
+    'prefix':('Embedded benchmark, five seeds', 'generated tasks, students of 0.2 million parameters from random weights, a simulated teacher; the study of where the task is named'),
     'tune':('Choice of settings', 'the embedded benchmark, on a seed that no other figure uses'),
     'paper':("The paper's scale", "the paper's four datasets, pretrained T5 of 220M to 11B parameters")}
 
