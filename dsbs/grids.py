@@ -71,12 +71,12 @@ class Setup:
         base = self.standard if method == 'standard' else self.step_by_step
         return self.runs(method, sizes, max_steps=round(ratio*base.max_steps), patience=round(ratio*base.patience), **changes)
 
-# %% ../nbs/14_grids.ipynb #066c6e44
-STARTS = {'small': dict(init_factor=.3, learning_rate=5e-3), 'medium': dict(init_factor=1., learning_rate=2e-3), 'slow': dict(init_factor=1., learning_rate=1e-3)}
+# %% ../nbs/14_grids.ipynb #0c52796a
+STARTS = {'small': dict(init_factor=.3, learning_rate=3e-3), 'medium': dict(init_factor=1., learning_rate=2e-3), 'slow': dict(init_factor=1., learning_rate=1e-3)}
 CHOSEN = {'same_kind': dict(standard='medium', step_by_step='medium'),
           'heavier': dict(standard='slow', step_by_step='small'),
           'more_picked': dict(standard='small', step_by_step='small')}
-EMBEDDED_BASE = RunSpec(student='scratch-64x2', dropout=0., schedule='constant', batch_size=32, max_steps=600, eval_every=50, patience=300)
+EMBEDDED_BASE = RunSpec(student='scratch-64x2', dropout=0., schedule='constant', batch_size=16, max_steps=600, eval_every=50, patience=300)
 
 def _embedded(task, base=EMBEDDED_BASE, **sizes):
     methods = {method:replace(base, task=task, method=method, **STARTS[start]) for method, start in CHOSEN[task].items()}
@@ -145,7 +145,7 @@ def _search(s): return {method:s.runs(method, s.search, s.searched or s.students
 def _search_teacher(s):
     return {curve:s.runs(method, s.search, s.searched or s.students, label_source='teacher') for curve, method in (('task_distillation', 'standard'), ('step_by_step', 'step_by_step'))}
 
-# %% ../nbs/14_grids.ipynb #def26aa9
+# %% ../nbs/14_grids.ipynb #8af6a21b
 def _table1(s):
     best, weaker = s.teachers
     return dict(standard=s.runs('standard', (s.control,)), step_by_step=s.runs('step_by_step', (s.control,), **best), weaker_teacher=s.runs('step_by_step', (s.control,), **weaker))
@@ -170,7 +170,7 @@ def _task_prefix(s):
                 shuffled=s.runs('step_by_step', (s.control,), rationales='shuffled'), decoder_shuffled=s.runs('step_by_step', (s.control,), rationales='shuffled', task_prefix='decoder'))
 
 def _tuning(s):
-    return {f'{method}_{start}':[replace(r, **values) for r in replace(s, seeds=(100,)).runs(method, s.tune)] for method in ('standard', 'step_by_step') for start, values in STARTS.items()}
+    return {f'{method}_{start}':[replace(r, **values) for r in replace(s, seeds=(100, 101)).runs(method, s.tune)] for method in ('standard', 'step_by_step') for start, values in STARTS.items()}
 
 # %% ../nbs/14_grids.ipynb #eee64de9
 @dataclass(frozen=True)
