@@ -2,7 +2,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: install reproduce test lab export check clean
+.PHONY: install cluster reproduce test lab export check clean
 
 install: $(STAMP)
 
@@ -11,6 +11,14 @@ $(STAMP): requirements.txt constraints.txt settings.ini setup.py pyproject.toml
 	$(BIN)/python -m pip install --quiet -r requirements.txt -c constraints.txt
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
 	$(BIN)/python -m pip check
+	touch $@
+
+cluster: .venv-cluster/installed
+
+.venv-cluster/installed: requirements-cluster.txt
+	test -x .venv-cluster/bin/python || $(PYTHON) -m venv .venv-cluster
+	.venv-cluster/bin/python -m pip install --quiet -r requirements-cluster.txt
+	.venv-cluster/bin/python -m pip check
 	touch $@
 
 reproduce: $(STAMP)
@@ -32,5 +40,5 @@ check: $(STAMP)
 	$(BIN)/python -m pytest -q tests/test_in_step.py
 
 clean:
-	rm -rf .venv dsbs.egg-info .pytest_cache .hypothesis
+	rm -rf .venv .venv-cluster .snakemake dsbs.egg-info .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -12,11 +12,19 @@ from pathlib import Path
 
 from .records import UsageError
 
-# %% ../nbs/22_cli.ipynb #5ddc9162
+# %% ../nbs/22_cli.ipynb #7a4048a4
 def _reproduce(args):
     if args.dry_run: return _planned(args)
+    if args.emit: return _emitted(args)
     from dsbs.reporting import reproduce
     return {'written':[str(p) for p in reproduce(args.names, args.preset, args.workers, args.data_dir or '', args.reports or '', args.task or '', args.teacher or '')]}
+
+def _emitted(args): # of reproduce --emit
+    from dsbs.records import one_of
+    engine, folder = args.emit
+    one_of('engine', engine, ('snakemake',))
+    from dsbs.cluster import emit_snakemake
+    return {'written':[str(p) for p in emit_snakemake(args.names, args.preset, folder, args.data_dir, args.reports, args.task or '', args.teacher or '', args.workers)]}
 
 def _planned(args): # of reproduce --dry-run
     from dsbs.grids import FIGURES, SETUPS, grid, plan, specs_of
@@ -143,7 +151,7 @@ def _text_status(s):
 def _text_teacher(t):
     return f"{t['task']} {t['split']}: {t['teacher']}: {t['correct']} of {t['n']} right, {t['accuracy']:.2f}%; {t['unreadable']} unreadable"
 
-# %% ../nbs/22_cli.ipynb #932a27b1
+# %% ../nbs/22_cli.ipynb #32d76c62
 class _Parser(argparse.ArgumentParser):
     def error(self, message): raise UsageError(f'{message} (see {self.prog} --help)')
 
@@ -168,6 +176,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument('--task', metavar='DIR', help='of preset own: a task folder')
     p.add_argument('--teacher', metavar='DIR', help='of preset own: its rationale set, from dsbs extract')
     p.add_argument('--dry-run', action='store_true', help='only say which runs there are, what they take, and what is missing')
+    p.add_argument('--emit', nargs=2, metavar=('ENGINE', 'DIR'), help='only write a workflow into a new folder; ENGINE: snakemake')
     p = add('claims', _claims, _text_claims, 'every claim of the paper, judged by the published records')
     p.add_argument('--preset', help='quick, standin or paper (default: all)')
     p.add_argument('--reports', metavar='DIR', help='folder of the reports (default: reports/)')
