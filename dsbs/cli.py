@@ -12,12 +12,12 @@ from pathlib import Path
 
 from .records import UsageError
 
-# %% ../nbs/22_cli.ipynb #7a4048a4
+# %% ../nbs/22_cli.ipynb #240076c5
 def _reproduce(args):
     if args.dry_run: return _planned(args)
     if args.emit: return _emitted(args)
     from dsbs.reporting import reproduce
-    return {'written':[str(p) for p in reproduce(args.names, args.preset, args.workers, args.data_dir or '', args.reports or '', args.task or '', args.teacher or '')]}
+    return {'written':[str(p) for p in reproduce(args.names, args.preset, args.workers, args.data_dir or '', args.reports or '', args.task or '', args.teacher or '', args.retry_failed)]}
 
 def _emitted(args): # of reproduce --emit
     from dsbs.records import one_of
@@ -104,7 +104,7 @@ class Outcome(dict):
     "A result with a complaint about it; empty when there is none."
     def __init__(self, result:dict, complaint:str=''): super().__init__(result); self.complaint = complaint
 
-# %% ../nbs/22_cli.ipynb #da4c7e26
+# %% ../nbs/22_cli.ipynb #3f761562
 def _text_extract(r):
     right = '' if r['accuracy'] is None else f", accuracy {r['accuracy']:.2f}%"
     return f"{r['task']} {r['split']}: {r['model']} gave {r['kept']} rationales for {r['requested']} rows{right}; {r['failed']} failed; {r['sent']} requests, {r['tokens']} tokens\n{r['out']}"
@@ -146,12 +146,13 @@ def _text_run(record):
 
 def _text_status(s):
     left = '' if s['seconds_left'] is None else f", about {s['seconds_left']} s left"
-    return f"{s['done']} done, {s['running']} running, {s['failed']} failed, {s['pending']} pending{left}"
+    where = [f"running: {p['key'][:12]} on {p['host']}, process {p['pid']}, since {p['since']}" for p in s['processes']]
+    return '\n'.join([f"{s['done']} done, {s['running']} running, {s['failed']} failed, {s['pending']} pending{left}", *where, *(f"failed: {f['log']}: {f['error']}" for f in s['logs'])])
 
 def _text_teacher(t):
     return f"{t['task']} {t['split']}: {t['teacher']}: {t['correct']} of {t['n']} right, {t['accuracy']:.2f}%; {t['unreadable']} unreadable"
 
-# %% ../nbs/22_cli.ipynb #32d76c62
+# %% ../nbs/22_cli.ipynb #0dfae5a0
 class _Parser(argparse.ArgumentParser):
     def error(self, message): raise UsageError(f'{message} (see {self.prog} --help)')
 
@@ -175,6 +176,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument('--reports', metavar='DIR', help='folder of the reports (default: reports/)')
     p.add_argument('--task', metavar='DIR', help='of preset own: a task folder')
     p.add_argument('--teacher', metavar='DIR', help='of preset own: its rationale set, from dsbs extract')
+    p.add_argument('--retry-failed', action='store_true', help='also make runs that failed before')
     p.add_argument('--dry-run', action='store_true', help='only say which runs there are, what they take, and what is missing')
     p.add_argument('--emit', nargs=2, metavar=('ENGINE', 'DIR'), help='only write a workflow into a new folder; ENGINE: snakemake')
     p = add('claims', _claims, _text_claims, 'every claim of the paper, judged by the published records')
@@ -220,7 +222,7 @@ def parser() -> argparse.ArgumentParser:
         else: p.add_argument('--limit', type=_count, metavar='N', help='only the first N test questions')
     return top
 
-# %% ../nbs/22_cli.ipynb #2bb52329
+# %% ../nbs/22_cli.ipynb #f1431d65
 def main(
     argv:list[str]|None=None, # Arguments; those of the process when None
 ) -> int: # Exit status
@@ -233,6 +235,6 @@ def main(
         if not (complaint := getattr(result, 'complaint', '')): return 0
         print(f'dsbs: {complaint}', file=sys.stderr); return 1
     except UsageError as e: print(f'dsbs: {e}', file=sys.stderr); return 2
-    except KeyboardInterrupt: print('dsbs: stopped; what is finished is kept', file=sys.stderr); return 1
+    except KeyboardInterrupt as e: print(f'dsbs: {e}' if str(e) else 'dsbs: stopped; what is finished is kept', file=sys.stderr); return 1
     except BrokenPipeError: return 1
     except Exception as e: print(f'dsbs: {type(e).__name__}: {" ".join(str(e).split())[:500]}', file=sys.stderr); return 1

@@ -260,13 +260,14 @@ def vary(
         return [replace(p, seed=s, subset_seed=s, **settings) for p in points for s in seeds_now]
     return {name:{c:change(specs) for c, specs in panel.items() if not curves or c in curves} for name, panel in panels.items()}
 
-# %% ../nbs/14_grids.ipynb #b6b169c8
+# %% ../nbs/14_grids.ipynb #0f5a804f
 def measure(
     panels:dict[str, dict[str, list[RunSpec]]],
     preset:str,
     results:Path, # Folder of published results
     data_dir:str|Path|None=None,
     workers:int=0, # Processes; 0: one for each CPU
+    retry_failed:bool=False, # Also make runs that failed before
 ) -> dict[str, dict[str, list[dict]]]: # panel -> curve -> records
     "Records of a grid's runs, read or made."
     specs = specs_of(panels)
@@ -274,7 +275,7 @@ def measure(
     if preset != 'recorded':
         made = {s:r for s, r in made.items() if r and r['key'] == run_key(s, data_dir)}
         todo = [s for s in specs if s not in made]
-        made |= dict(zip(todo, run_all(todo, data_dir, workers=workers)))
+        made |= dict(zip(todo, run_all(todo, data_dir, workers=workers, retry_failed=retry_failed)))
     return {name:{c:found for c, specs in panel.items() if (found := [made[s] for s in specs if made[s]])} for name, panel in panels.items()}
 
 def publish(

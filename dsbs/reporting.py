@@ -83,7 +83,7 @@ def _as_published(notebook, private): # without times, progress bars, and folder
             cell.source = '\n'.join(l for l in cell.source.splitlines() if l.split(' = ')[0] not in private)
     return notebook
 
-# %% ../nbs/18_reporting.ipynb #d31f3474
+# %% ../nbs/18_reporting.ipynb #b84c3d42
 def reproduce(
     names:list[str]=(), # Figures; all that have the preset when empty
     preset:str='quick', # One of `grids.PRESETS`
@@ -92,6 +92,7 @@ def reproduce(
     reports:str='', # Folder of the reports; see `records.reports_dir`
     task:str='', # Preset own: the task folder
     teacher:str='', # Preset own: the folder of its rationale set
+    retry_failed:bool=False, # Also make runs that failed before
 ) -> list[Path]: # The files that make it up, whether written now or found as they should be
     "Make the runs of figures, run their notebooks, put what they make in its place, and write the report."
     one_of('preset', preset, PRESETS); own = check_own(preset, task, teacher, data_dir)
@@ -100,7 +101,7 @@ def reproduce(
     paths, reports = [p for p in paths if preset in presets_of(p.stem)], reports_dir(reports or None)
     target = reports/preset if preset in ('smoke', 'own') else reports
     target.mkdir(parents=True, exist_ok=True); _remove_abandoned(reports)
-    written = _make_results(paths, preset, workers, data_dir, reports, target, own)
+    written = _make_results(paths, preset, workers, data_dir, reports, target, own, retry_failed)
     def figure(path):
         parameters = dict(preset=preset, workers=workers, data_dir=str(data_dir), reports=str(reports)) | own
         files = _as_it_should_be(path, preset, reports, target) or _run_figure(path, preset, reports, target, parameters)
@@ -112,10 +113,10 @@ def reproduce(
     if target == reports: written.append(write_page(reports, judge(reports/'results'), read_described(reports/'datasets.jsonl')))
     return written + [file for job in made for file in job.result()]
 
-def _make_results(paths, preset, workers, data_dir, reports, target, own): # runs, and what the data are
+def _make_results(paths, preset, workers, data_dir, reports, target, own, retry_failed): # runs, and what the data are
     if preset == 'recorded': return []
     panels = {(p.stem, panel):curves for p in paths for panel, curves in grid(p.stem, preset, **own).items()}
-    records, file = measure(panels, preset, reports/'results', data_dir or None, workers), target/'results'/f'{preset}.jsonl'
+    records, file = measure(panels, preset, reports/'results', data_dir or None, workers, retry_failed), target/'results'/f'{preset}.jsonl'
     if records: publish(records, file)
     described = preset in FIGURES['table3_datasets'].data
     if described: keep_described(describe(preset, data_dir or None), reports/'datasets.jsonl')

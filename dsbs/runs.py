@@ -23,7 +23,7 @@ from .tasks import EMBEDDED, Example, subset
 from .teacher import teacher_name
 from .training import Trainee, fit
 
-# %% ../nbs/11_runs.ipynb #ca576c48
+# %% ../nbs/11_runs.ipynb #ab464541
 def _tokenizer_texts(data, prefix_style, method):
     label, rationale = PREFIXES[prefix_style]
     for row in data.task['train']:
@@ -93,6 +93,8 @@ def train_runs(
     data_dir:str|Path|None=None,
     progress:Callable[[int, float], None]=lambda step, loss: None, # Told (step, loss) at each validation
     done:Callable[[dict], None]=lambda record: None, # Told each record as soon as there is one
+    runs_dir:str|Path|None=None,
+    stop:Callable[[], bool]|None=None, # Asked after each update; when it says so, `training.Interrupted` is raised
 ) -> list[tuple[dict, object, object]]: # For each: its record, the trained T5, its tokenizer
     "Train and score students, side by side where that changes nothing."
     if len({replace(s, seed=0, subset_seed=0) for s in specs}) > 1: raise ValueError('runs that differ in more than seeds cannot be made together')
@@ -103,7 +105,7 @@ def train_runs(
         def finished(run, result):
             records[run] = run.record(result, (time.perf_counter()-started)/together); done(records[run])
         model = StepByStep(*(r.t5 for r in some), rationale_weight=spec.rationale_weight if spec.method == 'step_by_step' else 0., loss_form=spec.loss_form)
-        fit(model, [Trainee(r.rows, r.validate, r.spec.seed, progress, partial(finished, r)) for r in some], spec)
+        fit(model, [Trainee(r.rows, r.validate, r.spec.seed, progress, partial(finished, r)) for r in some], spec, stop)
     return [(records[r], r.t5, r.tokenizer) for r in runs]
 
 def train_run(

@@ -32,7 +32,7 @@ def test_when_a_stack_fails_its_runs_are_made_one_by_one(tmp_path, monkeypatch):
         return whole(specs, *args)
     monkeypatch.setattr(runs, 'train_runs', fails_together)
     assert [r['spec']['seed'] for r in run_together(SEEDS, runs_dir=tmp_path)] == [0, 1, 2]
-    assert not list(tmp_path.glob('*/error.txt')) and not list(tmp_path.glob('*/running'))
+    assert not list(tmp_path.glob('*/error.txt')) and not list(tmp_path.glob('*/lease.*'))
 
 
 def test_a_failing_run_leaves_its_log_and_the_others(tmp_path):
