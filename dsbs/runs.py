@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['SHOWN', 'train_runs', 'train_run', 'same_numbers', 'run_and_save', 'model_card']
 
-# %% ../nbs/11_runs.ipynb #278eba7f
-import os, shutil, time
+# %% ../nbs/11_runs.ipynb #b29a935f
+import os, shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
+from .checkpoints import load_checkpoint
 from .evaluation import generate, label_accuracy, likeliest_labels, next_token_accuracy
 from .extraction import Reading, extract, human_rationales, quality, set_name
 from .multitask import ANSWER_MARK, LABEL_START, RATIONALE_START, StepByStep, make_views, tokenise
@@ -21,9 +22,9 @@ from .specs import PREFIXES, SCRATCH, RunSpec, prepare, recipe, run_key, train_s
 from .student import make_student
 from .tasks import EMBEDDED, Example, subset
 from .teacher import teacher_name
-from .training import Trainee, fit
+from .training import SAVE_EVERY, Trainee, fit
 
-# %% ../nbs/11_runs.ipynb #ab464541
+# %% ../nbs/11_runs.ipynb #619ce969
 def _tokenizer_texts(data, prefix_style, method):
     label, rationale = PREFIXES[prefix_style]
     for row in data.task['train']:
@@ -39,8 +40,9 @@ def _questions(spec, data, split):
 SHOWN = 20 # Test questions whose answers are kept in a record, for readers
 
 class _Run: # a spec with its data and student
-    def __init__(self, spec, data_dir):
+    def __init__(self, spec, data_dir, runs_dir):
         self.spec, self.data, self.data_dir = spec, prepare(spec, data_dir), data_dir
+        self.checkpoints = runs_dir and Path(runs_dir)/run_key(spec, data_dir)/'checkpoints'
         examples = training_examples(spec, self.data)
         if not examples: raise UsageError(f'none of the {train_size(spec, self.data.task)} training rows has a teacher label')
         self.t5, self.tokenizer = make_student(spec.student, _tokenizer_texts(self.data, spec.prefix_style, spec.method), spec.seed, spec.revision, spec.dropout, spec.init_factor)
@@ -50,6 +52,10 @@ class _Run: # a spec with its data and student
     def answer(self, split): return generate(self.t5, self.tokenizer, _questions(self.spec, self.data, split), self.longest_output, max_input=self.spec.max_input, dtype=self.spec.dtype)
     def accuracy(self, split, outputs): return label_accuracy(outputs, self.data.task[split]['label'], self.data.task.answer, self.spec.method)
     def validate(self): return self.accuracy('validation', self.answer('validation'))
+
+    def saved(self): return self.checkpoints and load_checkpoint(self.checkpoints, self.checkpoints.parent.name)
+    def trainee(self, saved, progress, done):
+        return Trainee(self.rows, self.validate, self.spec.seed, progress, done, self.checkpoints, self.checkpoints.parent.name if self.checkpoints else '', saved)
 
     def shape(self): # what is equal in runs that may be stacked; None: this one may not
         lengths = {tuple(map(len, vars(r).values())) for r in self.rows}
@@ -78,7 +84,7 @@ class _Run: # a spec with its data and student
             found['rationale_accuracy'] = label_accuracy(said, targets)
         return found
 
-    def record(self, result, seconds):
+    def record(self, result):
         spec, task, outputs = self.spec, self.data.task, self.answer('test')
         metrics = dict(test_accuracy=self.accuracy('test', outputs), **self.beside(), majority_accuracy=_majority(task['test']['label']), validation_accuracy=result.best_accuracy,
                        last_validation_accuracy=result.last_accuracy, best_step=result.best_step, steps=result.steps, stopped=result.stopped,
@@ -86,27 +92,32 @@ class _Run: # a spec with its data and student
                        n_test=len(task['test']), parameters=self.t5.num_parameters(), tokens=_tokens(self.rows, result.steps, spec))
         return dict(key=run_key(spec, self.data_dir), spec=asdict(spec), metrics=metrics, history=result.history, evaluations=result.evaluations, answers=dict(list(zip(task['test']['id'], outputs))[:SHOWN]),
                     teacher_quality=self.teacher_quality(), data=self.data.hashes, stand_in=task.stand_in, teacher=_who_says(spec, task),
-                    provenance=provenance() | dict(recipe=recipe(spec), device=str(self.t5.device)), time=dict(finished=now(), seconds=round(seconds, 2)))
+                    provenance=provenance() | dict(recipe=recipe(spec), device=str(self.t5.device), resumed=result.resumed), time=dict(finished=now(), seconds=round(result.seconds, 2)))
 
 def train_runs(
     specs:Sequence[RunSpec], # Equal but for `seed` and `subset_seed`
     data_dir:str|Path|None=None,
     progress:Callable[[int, float], None]=lambda step, loss: None, # Told (step, loss) at each validation
-    done:Callable[[dict], None]=lambda record: None, # Told each record as soon as there is one
-    runs_dir:str|Path|None=None,
-    stop:Callable[[], bool]|None=None, # Asked after each update; when it says so, `training.Interrupted` is raised
+    done:Callable[[dict], None]=lambda record: None, # Told each record as soon as there is one; it may delete the run's checkpoints
+    runs_dir:str|Path|None=None, # Where each run has its checkpoints, in `<key>/checkpoints`, and goes on from them; None: there are none
+    stop:Callable[[], bool]|None=None, # Asked after each update; when true the training ends in `training.Interrupted`
+    save_every:float=SAVE_EVERY, # Seconds between checkpoints
 ) -> list[tuple[dict, object, object]]: # For each: its record, the trained T5, its tokenizer
     "Train and score students, side by side where that changes nothing."
     if len({replace(s, seed=0, subset_seed=0) for s in specs}) > 1: raise ValueError('runs that differ in more than seeds cannot be made together')
-    runs, records = [_Run(s, data_dir) for s in specs], {}
-    together = len(runs) if len({r.shape() for r in runs}) == 1 and runs[0].shape() else 1
-    for first in range(0, len(runs), together):
-        some, started = runs[first:first+together], time.perf_counter(); spec = some[0].spec
-        def finished(run, result):
-            records[run] = run.record(result, (time.perf_counter()-started)/together); done(records[run])
-        model = StepByStep(*(r.t5 for r in some), rationale_weight=spec.rationale_weight if spec.method == 'step_by_step' else 0., loss_form=spec.loss_form)
-        fit(model, [Trainee(r.rows, r.validate, r.spec.seed, progress, partial(finished, r)) for r in some], spec, stop)
+    runs, records = [_Run(s, data_dir, runs_dir) for s in specs], {}
+    def finished(run, result): records[run] = run.record(result); done(records[run])
+    for some in _side_by_side(runs):
+        spec = some[0][0].spec
+        model = StepByStep(*(r.t5 for r, _ in some), rationale_weight=spec.rationale_weight if spec.method == 'step_by_step' else 0., loss_form=spec.loss_form)
+        fit(model, [r.trainee(saved, progress, partial(finished, r)) for r, saved in some], spec, stop or (lambda: False), save_every)
     return [(records[r], r.t5, r.tokenizer) for r in runs]
+
+def _side_by_side(runs): # groups of (run, its checkpoint or None)
+    if len({r.shape() for r in runs}) > 1 or not runs[0].shape(): yield from ([(r, r.saved())] for r in runs); return
+    at_step = {}
+    for r in runs: saved = r.saved(); at_step.setdefault(saved.step if saved else 0, []).append((r, saved))
+    yield from at_step.values()
 
 def train_run(
     spec:RunSpec,

@@ -5,7 +5,7 @@ from pathlib import Path
 import nbformat, pytest, yaml
 
 ROOT = Path(__file__).resolve().parents[1]
-FLOORS = ['records', 'tasks', 'prompts', 'teacher', 'extraction', 'specs', 'student', 'multitask', 'training', 'evaluation', 'runs', 'leases', 'experiments', 'grids',
+FLOORS = ['records', 'tasks', 'prompts', 'teacher', 'extraction', 'specs', 'student', 'multitask', 'checkpoints', 'training', 'evaluation', 'runs', 'leases', 'experiments', 'grids',
           'claims', 'plotting', 'page', 'reporting', 'bench', 'cluster', 'cli']
 
 
