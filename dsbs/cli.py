@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['Outcome', 'parser', 'main']
 
-# %% ../nbs/22_cli.ipynb #072c472b
-import argparse, json, re, signal, sys, threading
+# %% ../nbs/22_cli.ipynb #37265a17
+import argparse, json, os, signal, sys, threading
 from functools import partial
 from pathlib import Path
 
 from .records import UsageError
 
-# %% ../nbs/22_cli.ipynb #240076c5
+# %% ../nbs/22_cli.ipynb #6d399335
 def _reproduce(args):
     if args.dry_run: return _planned(args)
     if args.emit: return _emitted(args)
@@ -68,7 +68,7 @@ def _extract(args):
     if bool(args.base_url) == bool(args.local): raise UsageError('say where the model is: --base-url URL for a server, or --local for one in this process')
     from dsbs.extraction import extract_live
     from dsbs.prompts import prompt_of
-    from dsbs.records import runs_dir
+    from dsbs.records import file_name, runs_dir
     from dsbs.tasks import load_task
     from dsbs.teacher import AnswerStore, LocalModel, Server
     from tqdm import tqdm
@@ -76,7 +76,7 @@ def _extract(args):
         if getattr(args, name) < 1: raise UsageError(f'--{name.replace("_", "-")} {getattr(args, name)}: should be at least 1')
     task = load_task(args.task, args.data_dir, args.stand_in); task[args.split]
     backend = LocalModel(args.model) if args.local else Server(args.base_url, args.model, args.timeout)
-    out = Path(args.out or runs_dir()/'rationales'/f'{task.name}-{re.sub("[^A-Za-z0-9.]+", "-", args.model).strip("-.")}')
+    out = Path(os.path.expanduser(args.out or runs_dir()/'rationales'/file_name(task.name)/file_name(args.model)))
     store = AnswerStore(runs_dir()/'answers.sqlite')
     with tqdm(total=min(args.limit or len(task[args.split]), len(task[args.split]))*args.samples, desc=f'{task.name} {args.split}', unit='answer', mininterval=1) as bar:
         def tell(done, sent, tokens): bar.update(done-bar.n); bar.set_postfix(sent=sent, tokens=tokens)
@@ -87,6 +87,21 @@ def _extract(args):
     wrong = [f'stopped at the budget of {args.budget} tokens with {card["requested"]-card["asked"]} of {card["requested"]} rows left: call again to go on'] if card['stopped'] else []
     if failed > args.max_failed*card['requested']: wrong.append(f'{failed} of {card["requested"]} rows have no rationale ({why}): see {out}/{args.split}.failures.jsonl')
     return Outcome({name:card[name] for name in ('task', 'split', 'model', 'requested', 'kept', 'failed', 'sent', 'tokens')} | dict(accuracy=card['quality']['accuracy'], out=str(out)), '; '.join(wrong))
+
+def _fetch(args):
+    from dsbs.fetch import fetch
+    from dsbs.records import data_dir
+    found = fetch(args.tasks, args.data_dir, getattr(args, 'from') or '')
+    wrong = {task:states['changed']+states['missing'] for task, states in found['tasks'].items() if states['changed'] or states['missing']}
+    return Outcome(found | dict(data_dir=str(data_dir(args.data_dir))), '; '.join(f"{_files(names)}: {'changed since, and not overwritten: move it away and call again' if found['tasks'][task]['changed'] else 'not in what was fetched'}" for task, names in wrong.items()))
+
+def _verify_data(args):
+    from dsbs.fetch import verify
+    from dsbs.records import data_dir
+    found = verify(args.tasks, args.data_dir)
+    changed, missing = ([n for states in found.values() for n in states[state]] for state in ('changed', 'missing'))
+    wrong = [f'changed: {_files(changed)}']*bool(changed) + [f'missing: {_files(missing)}']*bool(missing and args.tasks)
+    return Outcome(dict(tasks=found, data_dir=str(data_dir(args.data_dir))), '; '.join(wrong))
 
 def _bench(args):
     from dsbs.bench import DTYPES, BenchSettings, bench_cases, bench_evaluate, bench_train
@@ -104,7 +119,7 @@ class Outcome(dict):
     "A result with a complaint about it; empty when there is none."
     def __init__(self, result:dict, complaint:str=''): super().__init__(result); self.complaint = complaint
 
-# %% ../nbs/22_cli.ipynb #3f761562
+# %% ../nbs/22_cli.ipynb #0986230b
 def _text_extract(r):
     right = '' if r['accuracy'] is None else f", accuracy {r['accuracy']:.2f}%"
     return f"{r['task']} {r['split']}: {r['model']} gave {r['kept']} rationales for {r['requested']} rows{right}; {r['failed']} failed; {r['sent']} requests, {r['tokens']} tokens\n{r['out']}"
@@ -130,6 +145,15 @@ def _text_claims(rows):
     return _table([['claim', 'where', 'preset', 'data', 'verdict', 'effect with its 95% interval, or why there is none']] +
                   [[r['id'], r['where'], r['preset'], r['data'], r['verdict'], effect(r)] for r in rows])
 
+def _files(names): # few of many
+    return ', '.join(names[:3]) + (f' and {len(names)-3} more' if names[3:] else '')
+
+def _text_data(r):
+    if not r['tasks']: return f"{r['data_dir']}: no dataset there; dsbs data fetch gets them"
+    states = next(iter(r['tasks'].values()))
+    lines = [f'{task}: {state}: {_files(names)}' for task, found in r['tasks'].items() for state, names in found.items() if names and state != 'right']
+    return '\n'.join([*([f"{len(r['placed'])} files placed"] if 'placed' in r else []), r['data_dir'], _table([['task', *states]] + [[task, *map(len, found.values())] for task, found in r['tasks'].items()]), *lines])
+
 def _text_bench(rows):
     shown = {'tokens_per_second':'tokens/s', 'seconds':'seconds', 'examples_per_second':'examples/s', 'gflops':'GFLOP/s', 'peak_gflops':'peak', 'share_of_peak':'share', 'padding_share':'padding',
              'tokens_written':'tokens written', 'accuracy':'accuracy', 'same_answers':'same answers', 'distinct_answers':'distinct', 'peak_memory_mb':'memory, MB', 'loss_difference':'loss off by', 'ratio':'ratio', 'ratio_to_float32':'to float32'}
@@ -152,7 +176,7 @@ def _text_status(s):
 def _text_teacher(t):
     return f"{t['task']} {t['split']}: {t['teacher']}: {t['correct']} of {t['n']} right, {t['accuracy']:.2f}%; {t['unreadable']} unreadable"
 
-# %% ../nbs/22_cli.ipynb #0dfae5a0
+# %% ../nbs/22_cli.ipynb #ffe47ed3
 class _Parser(argparse.ArgumentParser):
     def error(self, message): raise UsageError(f'{message} (see {self.prog} --help)')
 
@@ -197,7 +221,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument('--split', default='train', choices=('train', 'validation', 'test'), help='rows to ask about (default: train)')
     p.add_argument('--stand-in', action='store_true', help='of esnli or anli1: the validation rows that stand in for the training rows')
     p.add_argument('--limit', type=_count, metavar='N', help='only the first N rows')
-    p.add_argument('--out', metavar='DIR', help='folder of the rationale set (default: rationales/TASK-MODEL in the runs folder)')
+    p.add_argument('--out', metavar='DIR', help='folder of the rationale set (default: rationales/TASK/MODEL in the runs folder)')
     p.add_argument('--samples', type=_count, default=1, metavar='N', help='answers to each question, of which the majority counts (default: 1)')
     p.add_argument('--temperature', type=float, metavar='T', help='default: 0, or 0.7 with several samples')
     p.add_argument('--max-tokens', type=_count, default=256, metavar='N', help='of one answer (default: 256)')
@@ -206,6 +230,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument('--timeout', type=float, default=300, metavar='S', help='seconds for one answer (default: 300)')
     p.add_argument('--budget', type=_count, metavar='N', help='tokens that this call may use')
     p.add_argument('--max-failed', type=float, default=.2, metavar='SHARE', help='end with 1 when a larger share of rows fails (default: 0.2)')
+    data = commands.add_parser('data', help="the paper's datasets and ASDiv: get them, check them", description="The paper's datasets and ASDiv: get them, check them.").add_subparsers(dest='what', required=True, parser_class=_Parser)
+    p = add('fetch', _fetch, _text_data, 'download what is missing, check it and put it in place; what is there is never overwritten', data)
+    p.add_argument('tasks', nargs='*', metavar='TASK', help='cqa, svamp, anli1, esnli or asdiv (default: all)')
+    p.add_argument('--from', metavar='DIR', help='a folder where datasets.zip and ASDiv.xml lie already: nothing is downloaded')
+    p = add('verify', _verify_data, _text_data, 'compare the files with the checksums that are known; exit 1 when one is changed, or when one of a TASK that was named is missing', data)
+    p.add_argument('tasks', nargs='*', metavar='TASK', help='cqa, svamp, anli1, esnli or asdiv (default: those that have a folder; what they lack is listed)')
     bench = commands.add_parser('bench', help='time training or answering against a plain trainer', description='Time training or answering against a plain trainer that computes the same.')
     measures = bench.add_subparsers(dest='measure', required=True, parser_class=_Parser)
     for name, about in (('train', 'tokens per second of training'), ('evaluate', 'questions per second, answered by a student that was trained for a moment')):

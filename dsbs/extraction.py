@@ -7,8 +7,8 @@ __all__ = ['REFUSAL', 'Reading', 'read_completion', 'extract', 'human_rationales
            'teacher_accuracy', 'vote', 'supporters', 'extract_live', 'read_answer', 'read_set', 'set_name',
            'fill_labels']
 
-# %% ../nbs/04_extraction.ipynb #3ddd99f9
-import json, re
+# %% ../nbs/04_extraction.ipynb #f0bf43cf
+import json, os, re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -158,7 +158,7 @@ def supporters(
     votes = Counter(r.label for r in readings if r.ok).most_common(1)
     return [r for r in readings if r.ok and r.label == votes[0][0]]
 
-# %% ../nbs/04_extraction.ipynb #cd3de487
+# %% ../nbs/04_extraction.ipynb #f6f618ce
 def extract_live(
     task:Task,
     split:str,
@@ -174,7 +174,7 @@ def extract_live(
     **asking, # `concurrency`, `budget`, `progress` of `teacher.ask_all`
 ) -> dict: # The card
     "Ask a teacher about the rows of a split and write what it says as a rationale set."
-    one_of('form', form, ('chat', 'completion'))
+    one_of('form', form, ('chat', 'completion')); _check_out(Path(out), task, backend.model)
     rows = task[split].to_list()[:limit]
     heat = temperature if temperature is not None else 0. if samples == 1 else .7
     sampling = Sampling(heat, max_tokens, () if form == 'chat' else (prompt.form.stop,))
@@ -198,19 +198,26 @@ def extract_live(
     write_text(Path(out)/f'{split}.card.json', json.dumps(card, indent=1, ensure_ascii=False))
     return card
 
+def _check_out(out, task, model): # before anything is paid for
+    try: out.mkdir(parents=True, exist_ok=True)
+    except OSError as e: raise UsageError(f'{str(out)[:200]}: no folder for a rationale set ({e.strerror})') from None
+    for path in out.glob('*.card.json'):
+        held = json.loads(path.read_text(encoding='utf-8')); held = held.get('task'), held.get('model')
+        if held != (task.name, model): raise UsageError(f'{out}: holds what {held[1]!r} said about {held[0]!r}: name another folder for {model!r} and {task.name!r}')
+
 def read_answer(answer:Answer, form:AnswerFormat, label_set:tuple[str, ...]=()) -> Reading:
     "Read what a live teacher answered."
     return Reading(reason=answer.reason) if answer.reason else read_completion(answer.text, form, label_set)
 
-# %% ../nbs/04_extraction.ipynb #fa3f9e0a
+# %% ../nbs/04_extraction.ipynb #8f941d39
 def read_set(
     folder:str|Path, # Of a rationale set
     task:Task,
     split:str,
 ) -> dict[str,Reading]: # id -> what was said, for every row of the split; rows that were not asked say so
     "Read a rationale set; a `UsageError` when it is none, or another task's."
-    path, card = Path(folder).expanduser()/f'{split}.jsonl', Path(folder).expanduser()/f'{split}.card.json'
-    if not path.is_file() or not card.is_file(): raise UsageError(f'teacher {str(folder)!r}: no rationale set of split {split} ({path.name} and {card.name}): make one with dsbs extract {task.name} --split {split} --out {folder}')
+    path, card = (Path(os.path.expanduser(folder))/f'{split}.{kind}' for kind in ('jsonl', 'card.json'))
+    if not os.path.isfile(path) or not os.path.isfile(card): raise UsageError(f'teacher {str(folder)!r}: no rationale set of split {split} ({path.name} and {card.name}): make one with dsbs extract {task.name} --split {split} --out {folder}')
     made_for = json.loads(card.read_text(encoding='utf-8')).get('task')
     if made_for != task.name: raise UsageError(f'teacher {str(folder)!r}: made for task {made_for!r}, not {task.name!r}')
     said = {row['id']:Reading(row['rationale'], row['label']) for _, row in read_jsonl(path)}

@@ -410,7 +410,7 @@ def estimate(
     work = params/2*(6*spec.max_steps*spec.batch_size*(inputs+targets) + 2*validations)
     return (16*params+kept)/1e9, (work/(SPEED*USED) + LAUNCH*spec.max_steps)/3600
 
-# %% ../nbs/14_grids.ipynb #813440af
+# %% ../nbs/14_grids.ipynb #b5988e0c
 def _missing_weights(specs):
     from huggingface_hub.constants import HF_HUB_CACHE # where this library, and transformers with it, keeps what it fetched
     for student in dict.fromkeys(s.student for s in specs):
@@ -421,15 +421,14 @@ def _missing_weights(specs):
         yield f'weights of {student}', f'hf download {name}{size}; only *.safetensors are loaded: where the main branch has none, take a converted revision and name it with revision='
 
 def _missing_data(specs, folder):
-    archive = 'in datasets.zip of github.com/google-research/distilling-step-by-step: unpack it and name its folder with --data-dir or $DSBS_DATA'
     for task in dict.fromkeys(t for s in specs for t in (s.task, s.extra) if t in PAPER):
         words = {w for s in specs if task in (s.task, s.extra) for w in PAPER[task].files.values() if not s.stand_in or w == 'valid'}
         lost = [f'{task}_{w}.json' for w in sorted(words) if not (folder/task/f'{task}_{w}.json').is_file()]
-        how = 'the problems of github.com/chaochun/nlu-asdiv-dataset in the layout Body, Question, Formula, Answer, one JSON object per line' if task == 'asdiv' else archive
+        how = f'dsbs data fetch {task}, or name the folder that has them with --data-dir or $DSBS_DATA'
         if lost: yield f'rows of {task}: {", ".join(lost)}', how
         word, parts = ('train', PARTS.get(task, 1)) if 'train' in words else ('valid', 1)
         if lost := sum(not (folder/task/'llm'/f'{word}_CoT_{i}.json').is_file() for i in range(parts)):
-            yield f"the teacher's completions for {task}: {lost} of {parts} files llm/{word}_CoT_*.json", "none were published: a teacher's, as JSON lists of texts in the order of the rows" if task == 'asdiv' else archive
+            yield f"the teacher's completions for {task}: {lost} of {parts} files llm/{word}_CoT_*.json", "none were published: a teacher's, as JSON lists of texts in the order of the rows" if task == 'asdiv' else how
 
 def _missing_sets(specs):
     for teacher, task in dict.fromkeys((s.teacher, s.task) for s in specs if s.teacher):

@@ -148,7 +148,7 @@ def same_numbers(record:dict) -> str:
     fixed = {name:value for name, value in record.items() if name not in ('time', 'provenance')}
     return canonical_json(fixed | dict(versions=record['provenance']['versions']))
 
-# %% ../nbs/11_runs.ipynb #709a7c00
+# %% ../nbs/11_runs.ipynb #10ca1158
 def run_and_save(
     spec:RunSpec,
     folder:str|Path, # A new or empty folder for the student
@@ -156,10 +156,12 @@ def run_and_save(
     progress:Callable[[int, float], None]=lambda step, loss: None,
 ) -> dict: # The record
     "Train a student and keep it."
-    folder = Path(folder).expanduser()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())): raise UsageError(f'--save {folder}: there is something already; name a new folder')
+    folder = Path(os.path.abspath(os.path.expanduser(folder)))
+    try: taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    except OSError as e: raise UsageError(f'--save {str(folder)[:200]}: {e.strerror}; name a new folder') from None
+    if taken: raise UsageError(f'--save {folder}: there is something already; name a new folder')
     record, t5, tokenizer = train_run(spec, data_dir, progress)
-    half = folder.with_name(f'.{folder.name}.{os.getpid()}')
+    half = folder.with_name(f'.{folder.name[:40]}.{os.getpid()}')
     try:
         t5.save_pretrained(half); tokenizer.save_pretrained(half)
         write_text(half/'record.json', canonical_json(record)); write_text(half/'README.md', model_card(record))

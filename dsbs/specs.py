@@ -7,8 +7,8 @@ __all__ = ['METHODS', 'PREFIXES', 'TASK_PREFIXES', 'LOSS_FORMS', 'SCRATCH', 'LAB
            'DATA', 'ADDED', 'hub_name', 'check_student', 'student_hash', 'TrainingConfig', 'RunSpec', 'make_spec',
            'Prepared', 'prepare', 'train_size', 'recipe', 'run_key', 'training_examples']
 
-# %% ../nbs/05_specs.ipynb #a45d309a
-import difflib, math, random, typing
+# %% ../nbs/05_specs.ipynb #77914731
+import difflib, math, os, random, re, typing
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -16,7 +16,7 @@ from pathlib import Path
 from .extraction import Reading, extract, fill_labels, human_rationales
 from .records import UsageError, data_dir as find_data_dir, hash_file, hash_json, one_of
 from .tasks import Example, Task, is_correct, load_task, subset
-from .teacher import TEACHER_ERROR
+from .teacher import TEACHER_ERROR, check_model
 
 # %% ../nbs/05_specs.ipynb #aca15b7d
 METHODS = ('standard', 'step_by_step', 'single_task', 'rationale_as_input')
@@ -30,33 +30,30 @@ LABEL_SOURCES = ('human', 'teacher')
 RATIONALES = ('teacher', 'shuffled', 'random', 'human')
 KEEP = ('all', 'agree')
 
-# %% ../nbs/05_specs.ipynb #29919536
+# %% ../nbs/05_specs.ipynb #cd40e3d5
 FAMILIES = {'t5-v1_1-':'google/', 'flan-t5-':'google/', 't5-':'google-t5/'}
 
 def hub_name(
     name:str, # "t5-v1_1-base", "flan-t5-small", "t5-large", or a full name such as "google/t5-v1_1-base"
 ) -> str|None: # The name on the Hugging Face hub, or None if it is of none of T5's families
     "Where a pretrained student lives."
+    if not re.fullmatch(r'(?:[A-Za-z0-9][A-Za-z0-9._-]*/)?[A-Za-z0-9][A-Za-z0-9._-]*[A-Za-z0-9]', name) or re.search(r'--|\.\.|[-.]/', name) or len(name) > 96: return None
     owner, _, short = name.rpartition('/')
     return next((f'{owner}/{short}' if owner else home+short for prefix, home in FAMILIES.items() if short.startswith(prefix)), None)
 
 def check_student(name:str) -> str:
     "Return `name` if it can be a student; otherwise raise a `UsageError` that says why."
     if name in SCRATCH: return name
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        if not (folder/'config.json').is_file(): raise UsageError(f'student {name!r}: the folder holds no model (no config.json)')
-        if not list(folder.glob('*.safetensors')): raise UsageError(f'student {name!r}: the folder holds no *.safetensors; pickled weights are not loaded')
-        return name
-    if hub_name(name) and not name.startswith(('.', '/', '~')): return name
-    raise UsageError(f"unknown student {name!r}: choose one of {', '.join(SCRATCH)}, a pretrained t5-v1_1-*, t5-* or flan-t5-*, or a folder with a model")
+    if os.path.isdir(os.path.expanduser(name)): check_model(name, f'student {name!r}'); return name
+    if hub_name(name): return name
+    raise UsageError(f"unknown student {name[:100]!r}: choose one of {', '.join(SCRATCH)}, a pretrained t5-v1_1-*, t5-* or flan-t5-*, or a folder with a model")
 
 def student_hash(
     name:str,
 ) -> str: # Empty unless `name` is a folder
     "sha256 over the files of a folder that decide what the student is, so that a run's name changes with them."
-    if name in SCRATCH or not Path(name).expanduser().is_dir(): return ''
-    files = [p for p in sorted(Path(check_student(name)).expanduser().iterdir()) if p.suffix in ('.json', '.safetensors', '.model')]
+    if name in SCRATCH or not os.path.isdir(os.path.expanduser(name)): return ''
+    files = [p for p in sorted(Path(os.path.expanduser(check_student(name))).iterdir()) if p.suffix in ('.json', '.safetensors', '.model')]
     return hash_json({p.name:hash_file(p) for p in files})
 
 # %% ../nbs/05_specs.ipynb #886e0201
@@ -84,7 +81,7 @@ class TrainingConfig:
         if self.patience < 0: raise UsageError(f'patience={self.patience}: should be 0 (never) or more')
         if self.accumulation > self.batch_size: raise UsageError(f'accumulation={self.accumulation}: there are only {self.batch_size} examples in a batch')
 
-# %% ../nbs/05_specs.ipynb #cc2b658d
+# %% ../nbs/05_specs.ipynb #e9031ff3
 @dataclass(frozen=True)
 class RunSpec(TrainingConfig):
     "Everything that can change the numbers of a run, except the data itself."
@@ -116,6 +113,7 @@ class RunSpec(TrainingConfig):
     def __post_init__(self):
         super().__post_init__()
         check_student(self.student)
+        if not re.fullmatch(r'[A-Za-z0-9._/-]{0,200}', self.revision) or {'', '..'} & set(self.revision.split('/')) and self.revision: raise UsageError(f'revision={self.revision[:100]}: should be a branch, a tag or a commit')
         for name, allowed in (('method', METHODS), ('label_source', LABEL_SOURCES), ('rationales', RATIONALES), ('keep', KEEP),
                               ('prefix_style', PREFIXES), ('task_prefix', TASK_PREFIXES), ('loss_form', LOSS_FORMS)): one_of(name, getattr(self, name), allowed)
         for name, low, high in (('rationale_weight', 0, 1e6), ('dropout', 0, .99), ('init_factor', .01, 10), ('teacher_error', 0, 1), ('train_fraction', 1e-9, 1)):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['VOCAB_SIZE', 'LOWEST', 'scratch_config', 'train_tokenizer', 'make_student', 'Stack']
 
-# %% ../nbs/06_student.ipynb #cd58277f
+# %% ../nbs/06_student.ipynb #5cd40bb0
 import contextlib, os
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
@@ -21,6 +21,7 @@ from transformers.models.t5.modeling_t5 import T5Attention
 
 from .records import UsageError, one_of
 from .specs import SCRATCH, check_student, hub_name
+from .teacher import cached_first
 
 # %% ../nbs/06_student.ipynb #323bf642
 def scratch_config(
@@ -60,17 +61,13 @@ def _one_thread():
     try: yield
     finally: os.environ.pop('TOKENIZERS_PARALLELISM') if before is None else os.environ.update(TOKENIZERS_PARALLELISM=before)
 
-# %% ../nbs/06_student.ipynb #e383ea9d
+# %% ../nbs/06_student.ipynb #fc7e096a
 def _load_pretrained(name, revision, dropout):
     if transformers.__version__ == '5.0.0': raise UsageError('transformers 5.0.0 computes T5 v1.1 wrongly: install another version')
-    where = name if Path(name).expanduser().is_dir() else hub_name(name)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(where, revision=revision or None)
-        model = T5ForConditionalGeneration.from_pretrained(where, revision=revision or None, use_safetensors=True,
-                                                           dtype=torch.float32, dropout_rate=dropout)
-    except (OSError, ValueError) as e:
-        raise UsageError(f'student {name!r} could not be loaded: {" ".join(str(e).split())[:300]}') from None
-    return model, tokenizer
+    def load(where, **known):
+        tokenizer = AutoTokenizer.from_pretrained(where, **known)
+        return T5ForConditionalGeneration.from_pretrained(where, use_safetensors=True, dtype=torch.float32, dropout_rate=dropout, **known), tokenizer
+    return cached_first(load, name if os.path.isdir(os.path.expanduser(name)) else hub_name(name), f'student {name!r}', revision)
 
 def make_student(
     name:str, # One of `SCRATCH`, a pretrained name, or a folder

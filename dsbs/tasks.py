@@ -204,7 +204,7 @@ PAPER = {t.name:t for t in (
     PaperTask('asdiv', _read_asdiv, _TWO, 'equation'))}
 TASKS = (*EMBEDDED, *PAPER)
 
-# %% ../nbs/01_tasks.ipynb #1b0547ff
+# %% ../nbs/01_tasks.ipynb #09124d2a
 def load_rows(
     name:str, # One of `PAPER`
     split:str, # A split that has a file of its own
@@ -227,8 +227,8 @@ def load_rows(
     return rows
 
 def _how_to_get(spec, split):
-    source = ("put it there in the authors' layout (Body, Question, Formula, Answer per line)" if spec.name == 'asdiv' else
-              "it is in datasets.zip of github.com/google-research/distilling-step-by-step: unpack that and name its folder with --data-dir or $DSBS_DATA")
+    source = ("dsbs data fetch asdiv gets it; or put it there in the authors' layout (Body, Question, Formula, Answer per line)" if spec.name == 'asdiv' else
+              f"dsbs data fetch {spec.name} gets it from datasets.zip of github.com/google-research/distilling-step-by-step; or name the folder that has it with --data-dir or $DSBS_DATA")
     return source + ('; or train on the validation rows instead with stand_in=true' if spec.name in STAND_INS and split == 'train' else '')
 
 # %% ../nbs/01_tasks.ipynb #b87b08e7
@@ -361,7 +361,7 @@ def is_correct(
     try: return equation_value(prediction) == equation_value(label)
     except EquationError: return False
 
-# %% ../nbs/01_tasks.ipynb #ab3c1fb0
+# %% ../nbs/01_tasks.ipynb #d598ae2c
 OWN_ANSWERS = ('label', 'text', 'equation')
 
 @dataclass(frozen=True)
@@ -383,7 +383,7 @@ def is_task_folder(
 ) -> bool:
     "Whether a task's name stands for a folder: it has a path separator, or is a folder with a task.toml. A built-in name never does."
     name = str(name)
-    return bool(name) and name not in TASKS and ('/' in name or os.sep in name or (Path(name)/'task.toml').is_file())
+    return bool(name) and name not in TASKS and ('/' in name or os.sep in name or os.path.isfile(os.path.join(name, 'task.toml')))
 
 # %% ../nbs/01_tasks.ipynb #e5a609df
 _SUCH = 'write one JSON object per line, such as {"input": "...", "label": "..."}'
@@ -427,7 +427,7 @@ def _read_own_rows(path, read):
         except UsageError as e: raise UsageError(f'{path}:{number}: {e}') from None
     return rows
 
-# %% ../nbs/01_tasks.ipynb #178cdc4c
+# %% ../nbs/01_tasks.ipynb #12c23a9f
 def _own_labels(found):
     if 'labels' not in found: raise UsageError('answer = "label" needs the labels, such as labels = ["yes", "no"]')
     seen = {}
@@ -442,21 +442,26 @@ def _own_labels(found):
 def _own_settings(folder, found):
     _only(found, ('name', 'instruction', 'answer', 'labels'))
     name, instruction, answer = (_get(found, key) for key in ('name', 'instruction', 'answer'))
-    if not re.fullmatch('[A-Za-z0-9_-]+', name): raise UsageError(f'the name {name!r} should be made of letters a to z, digits, _ and - only')
-    if name in TASKS: raise UsageError(f'the name {name!r} is that of a built-in task: choose another')
+    if not re.fullmatch('[A-Za-z0-9_-]{1,64}', name): raise UsageError(f'the name {name[:80]!r} should be made of letters a to z, digits, _ and - only, at most 64')
+    if name.lower() in TASKS: raise UsageError(f'the name {name!r} is that of a built-in task: choose another')
     one_of('answer', answer, OWN_ANSWERS)
     if answer == 'label': labels = _own_labels(found)
     elif 'labels' in found: raise UsageError(f'labels are for answer = "label": leave them out with answer = "{answer}"')
     return OwnTask(name, folder, instruction.strip(), answer, labels if answer == 'label' else ())
 
-# %% ../nbs/01_tasks.ipynb #46273734
+# %% ../nbs/01_tasks.ipynb #a3a067bb
+def _scripts(folder): # for a message
+    found = sorted(p.name for p in folder.glob('*.py'))
+    return f' ({found[0]}, like any dataset script, is not run)' if found else ''
+
 def read_own_task(
     folder:str|Path, # A task folder
 ) -> OwnTask:
     "Read and check `task.toml`."
     folder = Path(os.path.expanduser(folder)).absolute(); path = folder/'task.toml'
-    if not folder.is_dir(): raise UsageError(f'{folder}: a file and not a folder: name the task folder' if folder.is_file() else f'{folder}: there is no such task folder')
-    if not path.is_file(): raise UsageError(f'{folder}: no task.toml: write one with name, instruction, answer and, for answer = "label", labels')
+    if folder.suffix == '.py' and os.path.isfile(folder): raise UsageError(f'{folder}: a dataset script, which is not run: {_SUCH} in the train.jsonl of a task folder')
+    if not os.path.isdir(folder): raise UsageError(f'{folder}: a file and not a folder: name the task folder' if os.path.isfile(folder) else f'{str(folder)[:200]}: there is no such task folder; datasets of a hub are not loaded')
+    if not path.is_file(): raise UsageError(f'{folder}: no task.toml{_scripts(folder)}: write one with name, instruction, answer and, for answer = "label", labels')
     try: return _own_settings(folder, tomllib.loads(_read_utf8(path)))
     except (tomllib.TOMLDecodeError, RecursionError) as e: raise UsageError(f'{path}: not TOML: {str(e)[:120]}; texts stand in quotes, as in answer = "label"') from None
     except UsageError as e: raise UsageError(str(e) if str(e).startswith(str(path)) else f'{path}: {e}') from None
@@ -516,7 +521,7 @@ def _hold_out(rows, shown): # never what is `shown` to the teacher
     train, out = ([r for text in held[part]['input'] for r in by_input[text]] for part in ('train', 'test'))
     return train+kept, out
 
-# %% ../nbs/01_tasks.ipynb #0c10607a
+# %% ../nbs/01_tasks.ipynb #e31b7f25
 def load_own_task(
     folder:str|Path, # A task folder
 ) -> Task:
@@ -525,7 +530,7 @@ def load_own_task(
     for split in ('train', 'validation', 'test'):
         path = own.folder/f'{split}.jsonl'
         if path.is_file(): rows[split] = _read_own_rows(path, lambda number, raw: _own_row(own, split, number, raw))
-        elif split == 'train': raise UsageError(f'{own.folder}: train.jsonl is missing: {_SUCH}')
+        elif split == 'train': raise UsageError(f'{own.folder}: train.jsonl is missing{_scripts(own.folder)}: {_SUCH}')
     for path in own.folder.glob('*.jsonl'):
         if path.stem in ('valid', 'val', 'dev'): raise UsageError(f'{path}: this file should be called validation.jsonl')
     shown = _shown(own, rows); _check_apart(own, rows, shown)

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['TEACHER_ERROR', 'MAX_ANSWER', 'recorded_completions', 'SimulatedTeacher', 'completions', 'source_split',
            'teacher_name', 'Sampling', 'Question', 'Answer', 'answer_key', 'AnswerStore', 'TryAgain', 'without_secret',
-           'retry_after', 'read_reply', 'Server', 'LocalModel', 'Asked', 'Clock', 'ask_all']
+           'retry_after', 'read_reply', 'check_model', 'cached_first', 'Server', 'LocalModel', 'Asked', 'Clock',
+           'ask_all']
 
-# %% ../nbs/03_teacher.ipynb #b7f6c8db
-import asyncio, base64, heapq, json, math, os, random, sqlite3, sys, time
+# %% ../nbs/03_teacher.ipynb #65a7d4c1
+import asyncio, base64, contextlib, heapq, json, math, os, random, sqlite3, sys, time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -227,7 +228,44 @@ def read_reply(
     if ended == 'length': return Answer(reason='cut short', raw=text, **tokens)
     return Answer(text, **tokens)
 
-# %% ../nbs/03_teacher.ipynb #f8c5ce05
+# %% ../nbs/03_teacher.ipynb #53841a4a
+def check_model(
+    folder:str|Path,
+    what:str, # For the message: "student 'my-t5'"
+):
+    "A `UsageError` unless a folder holds a model that can be loaded without running anything from it."
+    folder = Path(os.path.expanduser(folder))
+    if not (folder/'config.json').is_file(): raise UsageError(f'{what}: the folder holds no model (no config.json)')
+    pickled = sorted(p.name for p in folder.iterdir() if p.suffix in ('.bin', '.pt', '.pth', '.pkl', '.pickle', '.ckpt'))
+    if not list(folder.glob('*.safetensors')): raise UsageError(f"{what}: the folder holds no *.safetensors; pickled weights are not loaded{f', as {pickled[0]} is: reading them can run code' if pickled else ''}")
+    if (folder/'custom_generate').exists(): raise UsageError(f'{what}: wants to run code of its own (custom_generate), which is not done')
+    for path in sorted(folder.glob('*.json')):
+        try: found = json.loads(path.read_text(encoding='utf-8'))
+        except (ValueError, RecursionError): raise UsageError(f'{what}: {path.name} is not JSON') from None
+        if isinstance(found, dict) and 'auto_map' in found: raise UsageError(f'{what}: wants to run code of its own (auto_map in {path.name}), which is not done')
+        if not path.name.endswith('.safetensors.index.json'): continue
+        parts = found.get('weight_map') if isinstance(found, dict) else None
+        wrong = [str(p) for p in parts.values() if not isinstance(p, str) or Path(p).name != p or not (folder/p).is_file()] if isinstance(parts, dict) else ['no weight_map']
+        if wrong: raise UsageError(f'{what}: {path.name} names weights that do not lie in the folder ({wrong[0][:60]!r})')
+
+def cached_first(
+    load:Callable, # Called with a folder or a name, and with what `from_pretrained` is to be told
+    name:str, # A folder, or a name on the hub
+    what:str, # For the message
+    revision:str='', # Branch, tag or commit on the hub
+): # What `load` returns
+    "Load a model that lies on this machine without asking anyone; ask the hub for one that does not."
+    from huggingface_hub import try_to_load_from_cache
+    try:
+        if os.path.isdir(folder := os.path.expanduser(name)): check_model(folder, what); return load(folder, trust_remote_code=False)
+        cached = try_to_load_from_cache(name, 'config.json', revision=revision or None)
+        with contextlib.suppress(OSError, ValueError):
+            if isinstance(cached, str): check_model(Path(cached).parent, what); return load(str(Path(cached).parent), trust_remote_code=False)
+        return load(name, revision=revision or None, trust_remote_code=False)
+    except UsageError: raise
+    except (OSError, ValueError) as e: raise UsageError(f'{what} could not be loaded: {" ".join(str(e).split())[:300]}') from None
+
+# %% ../nbs/03_teacher.ipynb #6c37ec27
 class Server:
     "A model behind an OpenAI-compatible server; the key comes from `$OPENAI_API_KEY`, and none is needed for a server without."
     def __init__(self,
@@ -274,11 +312,11 @@ class LocalModel:
     def __init__(self, name:str): # A folder, or a name on the hub
         import torch
         from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
-        try:
-            config = AutoConfig.from_pretrained(name); self.tokenizer = AutoTokenizer.from_pretrained(name)
-            kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-            self.llm = kind.from_pretrained(name, use_safetensors=True, dtype='auto').to('cuda' if torch.cuda.is_available() else 'cpu').eval()
-        except (OSError, ValueError) as e: raise UsageError(f'model {name!r} could not be loaded: {" ".join(str(e).split())[:300]}') from None
+        def load(where, **known):
+            kind = AutoModelForSeq2SeqLM if AutoConfig.from_pretrained(where, **known).is_encoder_decoder else AutoModelForCausalLM
+            return AutoTokenizer.from_pretrained(where, **known), kind.from_pretrained(where, use_safetensors=True, dtype='auto', **known)
+        self.tokenizer, llm = cached_first(load, name, f'model {name!r}')
+        self.llm = llm.to('cuda' if torch.cuda.is_available() else 'cpu').eval()
         self.model = str(name)
 
     async def ask(self, question:Question, sampling:Sampling) -> Answer: return await asyncio.to_thread(self._ask, question, sampling)

@@ -6,7 +6,7 @@ import nbformat, pytest, yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = ['records', 'tasks', 'prompts', 'teacher', 'extraction', 'specs', 'student', 'multitask', 'checkpoints', 'training', 'evaluation', 'runs', 'leases', 'experiments', 'grids',
-          'claims', 'plotting', 'page', 'reporting', 'bench', 'cluster', 'cli']
+          'claims', 'plotting', 'page', 'reporting', 'bench', 'fetch', 'cluster', 'cli']
 
 
 def pins(lines): return {line.strip() for line in lines if re.match(r'^\s*[A-Za-z0-9]', line)}
