@@ -12,12 +12,12 @@ from pathlib import Path
 
 from .records import UsageError
 
-# %% ../nbs/22_cli.ipynb #6d399335
+# %% ../nbs/22_cli.ipynb #ce01b12b
 def _reproduce(args):
     if args.dry_run: return _planned(args)
     if args.emit: return _emitted(args)
     from dsbs.reporting import reproduce
-    return {'written':[str(p) for p in reproduce(args.names, args.preset, args.workers, args.data_dir or '', args.reports or '', args.task or '', args.teacher or '', args.retry_failed)]}
+    return {'written':[str(p) for p in reproduce(args.names, args.preset, args.workers, args.data_dir or '', args.reports or '', args.task or '', args.teacher or '', args.retry_failed, args.cell_timeout)]}
 
 def _emitted(args): # of reproduce --emit
     from dsbs.records import one_of
@@ -55,6 +55,15 @@ def _run(args):
     if not args.save: return run(make_spec(settings), args.data_dir, progress=say)
     from dsbs.runs import run_and_save
     return run_and_save(make_spec(settings), args.save, args.data_dir, progress=say)
+
+def _verify(args):
+    from dsbs.runs import record_named, verify
+    found = verify(record_named(args.record), args.data_dir, lambda step, loss: print(f'step {step}: loss {loss:.4f}', file=sys.stderr, flush=True))
+    if found['equal']: return Outcome(found)
+    first, commit, here = found['differences'][0], found['recorded_commit'], found['this_commit']
+    machine = f"on {'the same' if found['machine']['kind'] == 'same' else 'another'} kind of machine, {'within' if found['within_tolerance'] else 'beyond'} tolerance"
+    how = f"{machine}{f'; its code was of commit {commit}, this is {here}'*(commit != here)}" if found['rerun'] else 'the record contradicts itself, so it was not run again'
+    return Outcome(found, f"{len(found['differences'])} of the numbers differ, first {first['field']}: recorded {first['recorded']}, here {first['rerun']}; {how}")
 
 def _status(args):
     from dsbs.experiments import run_status
@@ -119,7 +128,7 @@ class Outcome(dict):
     "A result with a complaint about it; empty when there is none."
     def __init__(self, result:dict, complaint:str=''): super().__init__(result); self.complaint = complaint
 
-# %% ../nbs/22_cli.ipynb #0986230b
+# %% ../nbs/22_cli.ipynb #1ed427d2
 def _text_extract(r):
     right = '' if r['accuracy'] is None else f", accuracy {r['accuracy']:.2f}%"
     return f"{r['task']} {r['split']}: {r['model']} gave {r['kept']} rationales for {r['requested']} rows{right}; {r['failed']} failed; {r['sent']} requests, {r['tokens']} tokens\n{r['out']}"
@@ -168,6 +177,12 @@ def _text_run(record):
             f"validation {m['validation_accuracy']:.2f}% at step {m['best_step']} of {m['steps']} (stopped: {m['stopped']})\n"
             f"loss {record['history'][0]['loss']:.4f} at step 1, {record['history'][-1]['loss']:.4f} at step {m['steps']}\nkey {record['key']}")
 
+def _text_verify(v):
+    lines = [f"  {d['field']}: recorded {d['recorded']}, here {d['rerun']}" for d in v['differences'][:20]]
+    other = [f"  {d['field']}: recorded {d['recorded']}, here {d['rerun']}" for d in v['machine']['differences']]
+    return '\n'.join([f"run {v['key']}", f"recorded at commit {v['recorded_commit']}, this is {v['this_commit']}", f"{v['machine']['kind']} kind of machine", *other,
+                      'all numbers are equal' if v['equal'] else f"{len(v['differences'])} numbers differ", *lines, *[f'  ... and {len(v["differences"])-20} more']*(len(v['differences']) > 20)])
+
 def _text_status(s):
     left = '' if s['seconds_left'] is None else f", about {s['seconds_left']} s left"
     where = [f"running: {p['key'][:12]} on {p['host']}, process {p['pid']}, since {p['since']}" for p in s['processes']]
@@ -176,7 +191,7 @@ def _text_status(s):
 def _text_teacher(t):
     return f"{t['task']} {t['split']}: {t['teacher']}: {t['correct']} of {t['n']} right, {t['accuracy']:.2f}%; {t['unreadable']} unreadable"
 
-# %% ../nbs/22_cli.ipynb #ffe47ed3
+# %% ../nbs/22_cli.ipynb #a1eced0e
 class _Parser(argparse.ArgumentParser):
     def error(self, message): raise UsageError(f'{message} (see {self.prog} --help)')
 
@@ -201,6 +216,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument('--task', metavar='DIR', help='of preset own: a task folder')
     p.add_argument('--teacher', metavar='DIR', help='of preset own: its rationale set, from dsbs extract')
     p.add_argument('--retry-failed', action='store_true', help='also make runs that failed before')
+    p.add_argument('--cell-timeout', type=_count, default=3600, metavar='S', help="seconds that one cell of a figure's notebook may take; 0: no limit (default: 3600)")
     p.add_argument('--dry-run', action='store_true', help='only say which runs there are, what they take, and what is missing')
     p.add_argument('--emit', nargs=2, metavar=('ENGINE', 'DIR'), help='only write a workflow into a new folder; ENGINE: snakemake')
     p = add('claims', _claims, _text_claims, 'every claim of the paper, judged by the published records')
@@ -209,6 +225,8 @@ def parser() -> argparse.ArgumentParser:
     p = add('run', _run, _text_run, 'one training run')
     p.add_argument('settings', nargs='*', metavar='KEY=VALUE', help='settings of the run, such as task=cqa method=standard max_steps=50')
     p.add_argument('--save', metavar='DIR', help='keep the trained student there, with a model card')
+    p = add('verify', _verify, _text_verify, 'make a recorded run again and compare all numbers')
+    p.add_argument('record', metavar='RECORD', help='the file of a record, or a run\'s key, or at least its first 8 digits')
     add('status', _status, _text_status, 'how far the runs are')
     p = add('teacher', _teacher, _text_teacher, "the teacher's own accuracy (few-shot CoT)")
     p.add_argument('task', metavar='TASK', help='task, such as cqa')

@@ -36,7 +36,7 @@ def _label_of(label, rest, label_set): # what the form's expression found and wh
     dressed, named = re.match(rf'{one}{_DRESS}(?=$|[.,;!?])', line, re.IGNORECASE), re.findall(rf'(?<![^\W_]){one}', line, re.IGNORECASE)
     return known.get(dressed[1].casefold()) if dressed and len({n.casefold() for n in named}) == 1 else None
 
-# %% ../nbs/04_extraction.ipynb #eac95ba9
+# %% ../nbs/04_extraction.ipynb #2075d531
 @dataclass(frozen=True)
 class Reading:
     "What was read from a completion: rationale and label, or the reason why not."
@@ -47,6 +47,7 @@ class Reading:
     @property
     def ok(self): return not self.reason
 
+_GAP = re.compile(r'\s{20,}')
 REFUSAL = re.compile(r"\W*(sorry|i('m| am) (sorry|unable|not able)|i (can(no|')t|won't|will not) |as an ai\b)", re.IGNORECASE)
 
 def read_completion(
@@ -60,7 +61,7 @@ def read_completion(
     rationale, marker, rest = answer.partition(form.marker)
     if not marker: return Reading(reason='refusal' if REFUSAL.match(answer) else 'no marker')
     if form.marker in rest: return Reading(reason='two markers')
-    rationale, rest = _without_bold(rationale, rest, inside=not label_set)
+    rationale, rest = _without_bold(rationale, _GAP.sub(lambda gap: '\n' if '\n' in gap[0] else ' ', rest), inside=not label_set)
     found = re.match(form.label, rest, flags=re.DOTALL)
     if not found or not found[1].strip(): return Reading(reason='no label')
     rationale, label = ' '.join(rationale.split()), found[1].strip()

@@ -116,7 +116,7 @@ def write_jsonl(path:Path, rows:Iterable[dict]) -> Path:
     "Write one canonical JSON object per line, in one step."
     return write_text(path, ''.join(canonical_json(r)+'\n' for r in rows))
 
-# %% ../nbs/00_records.ipynb #dfca0d85
+# %% ../nbs/00_records.ipynb #05b14d14
 def _git(*args):
     here = Path(__file__).parent if '__file__' in globals() else project_root()
     try: out = subprocess.run(['git', '-C', str(here), *args], capture_output=True, text=True, timeout=20)
@@ -128,15 +128,16 @@ def provenance() -> dict:
     "What made a number: commit and dirty state of the code, versions of the libraries that compute, and the machine."
     changed = _git('status', '--porcelain', '--untracked-files=no', '--', ':/', ':(exclude,top)reports')
     versions = {name:metadata.version(name) for name in ('torch', 'transformers', 'tokenizers', 'accelerate', 'datasets', 'numpy')}
-    machine = dict(system=platform.system(), arch=platform.machine(), processor=_processor(), cores=os.cpu_count())
+    machine = dict(system=platform.system(), arch=platform.machine(), processor=_cpu('model name') or platform.processor(), cores=os.cpu_count(),
+                   model='-'.join(filter(None, map(_cpu, ('cpu family', 'model', 'stepping')))))
     return dict(commit=_git('rev-parse', 'HEAD'), dirty=None if changed is None else bool(changed),
                 python=platform.python_version(), versions=versions, machine=machine)
 
-def _processor():
+def _cpu(what): # of Linux' description of the processor, whose name alone may be that of many
     with contextlib.suppress(OSError):
         for line in Path('/proc/cpuinfo').read_text().splitlines():
-            if line.startswith('model name'): return line.split(':', 1)[1].strip()
-    return platform.processor()
+            if line.split(':')[0].strip() == what: return line.split(':', 1)[1].strip()
+    return ''
 
 def now() -> str:
     "The time in UTC, to the second."

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['METHODS', 'PREFIXES', 'TASK_PREFIXES', 'LOSS_FORMS', 'SCRATCH', 'LABEL_SOURCES', 'RATIONALES', 'KEEP', 'FAMILIES',
            'DATA', 'ADDED', 'hub_name', 'check_student', 'student_hash', 'TrainingConfig', 'RunSpec', 'make_spec',
-           'Prepared', 'prepare', 'train_size', 'recipe', 'run_key', 'training_examples']
+           'Prepared', 'prepare', 'train_size', 'recipe', 'run_key', 'key_of', 'training_examples']
 
 # %% ../nbs/05_specs.ipynb #77914731
 import difflib, math, os, random, re, typing
@@ -198,7 +198,7 @@ def train_size(spec:RunSpec, task:Task) -> int:
     if spec.n_train > n: raise UsageError(f'n_train={spec.n_train} does not fit: the training split of {spec.task} has {n} rows')
     return spec.n_train
 
-# %% ../nbs/05_specs.ipynb #25c4df0b
+# %% ../nbs/05_specs.ipynb #4f7044c5
 def recipe(spec:RunSpec) -> int:
     "The meaning of a spec. 3 draws dropout in another way, and answers in bfloat16 too where it trains so; all else is as it was in 2."
     return 3 if spec.dropout or spec.dtype == 'bfloat16' else 2
@@ -211,9 +211,17 @@ def run_key(
 ) -> str: # 64 hexadecimal digits
     "sha256 of everything that can change a run's numbers: settings, data, teacher, the weights it starts from, and the recipe."
     data = prepare(spec, data_dir)
-    settings = asdict(spec) | dict(task=data.task.name, teacher='a rationale set' if spec.teacher else '')
+    return key_of(spec, data.task.name, data.hashes)
+
+def key_of(
+    spec:RunSpec,
+    task:str, # The task's name, which for a task folder is not its path
+    hashes:dict[str, str], # `Prepared.hashes`
+) -> str: # 64 hexadecimal digits
+    "The key of a run on data of these hashes; the data need not be at hand."
+    settings = asdict(spec) | dict(task=task, teacher='a rationale set' if spec.teacher else '')
     settings = {name:value for name, value in settings.items() if name not in ADDED or value != ADDED[name]}
-    return hash_json(dict(spec=settings, data=data.hashes, student=student_hash(spec.student), recipe=recipe(spec)))
+    return hash_json(dict(spec=settings, data=hashes, student=student_hash(spec.student), recipe=recipe(spec)))
 
 # %% ../nbs/05_specs.ipynb #622307ff
 def training_examples(

@@ -1,5 +1,5 @@
 "The answer check and the reader of completions, on what untrusted text may hold."
-import time
+import contextlib, random, sys, time
 
 import pytest
 from hypothesis import given, settings, strategies as st
@@ -13,15 +13,43 @@ from dsbs.teacher import recorded_completions
 HOSTILE = ['9**9**9', '2^100', '(' * 10_000 + '1' + ')' * 10_000, '(' * 90 + '1' + ')' * 90, '-' * 150 + '1', '1' * 100_000, '__import__("os").system("true")',
            'x', 'x + 1', '(some - 8)', '(14, 21)', '1, 2', '[1]', 'nan', 'NaN', 'inf', '1e400', '1/0', '1/(2-2)', '0/0', '', '   ', '()', '(', ')', '1 +', '+',
            '1 2', '3 (4)', '1_000', '0x10', '1j', 'True', 'None', '1 if 1 else 2', 'lambda: 1', '1; 2', '1 # 2', '"1"', '5%', '$5', '１', '٣', '½', '1 and', 'and 1',
-           'or 1', '1\x00', '\N{MINUS SIGN}5', '1//2', '1 << 3', '~1', '1 == 1', '@']
+           'or 1', '1\x00', '\N{MINUS SIGN}5', '1//2', '1 << 3', '~1', '1 == 1', '@',
+           '9'*10**6, '1/' + '9'*10**6, '-'*10**6 + '1', '('*10**6, ' '*10**6 + '1+', '\n\t'*10**6, '1' + ' '*150 + '1', '1 +'*60, '\x00'*100, '(x := 1)', '(1).real', '(1).__class__.__mro__', 'f"{1}"', "f'{__import__(\"os\")}'",
+           '().__class__.__bases__[0].__subclasses__()', 'eval("1")', 'exec("1")', 'print(1)', 'open("/etc/passwd").read()', '{1: 2}[1]', '[1 for _ in (1,)][0]', '(lambda: 1)()', '(yield 1)', '*1', '..5', '1.2.3',
+           '1e3', '1E400', '-inf', '+nan', '0b1', '0o7', '1L', '②', '௧', '1\u00a0\u200b+ 1', '1 + 1;', '\\x31', '${7*7}', '{{7*7}}', '1 and __import__("os")', '1 and (2)(3)']
+
+
+EVENTS, WATCHING = [], []
+sys.addaudithook(lambda event, args: EVENTS.append(event) if WATCHING and event.split('.')[0] in ('exec', 'compile', 'import', 'open', 'os', 'subprocess', 'socket', 'ctypes') else None)
+
+
+@contextlib.contextmanager
+def no_code():
+    "Nothing is compiled, run, imported, opened or called in between, as Python itself tells."
+    EVENTS.clear(); WATCHING.append(True)
+    try: yield
+    finally: WATCHING.clear()
+    assert not EVENTS
+
+
+def seconds(work):
+    "The fastest of three, as another process may have the CPU during one."
+    def once(): start = time.perf_counter(); work(); return time.perf_counter()-start
+    return min(once() for _ in range(3))
+
+
+def test_what_watches_for_code_sees_it():
+    with pytest.raises(AssertionError), no_code(): eval('1')
 
 
 @pytest.mark.parametrize('text', HOSTILE, ids=lambda t: repr(t[:20]))
 def test_hostile_equations_are_refused_fast_with_a_reason(text):
-    start = time.perf_counter()
-    with pytest.raises(EquationError) as refused: equation_value(text)
-    assert time.perf_counter()-start < .05
-    assert 3 < len(str(refused.value)) < 100
+    said = []
+    def ask():
+        try: equation_value(text)
+        except EquationError as e: said.append(str(e))
+    with no_code(): took = seconds(ask)
+    assert took < .05 and len(said) == 3 and 3 < len(said[0]) < 120
     assert not is_correct(text, '( 1.0 + 1.0 )', 'equation')
 
 
@@ -98,6 +126,46 @@ def test_long_decorations_are_read_fast(text):
         start = time.perf_counter()
         read_completion(f'{text} {form.marker} {text}', form, labels)
         assert time.perf_counter()-start < 2
+
+
+NLI = ('entailment', 'neutral', 'contradiction')
+ASKED = dict(cqa=(FORMATS['cqa'], ()), svamp=(FORMATS['svamp'], ()), anli1=(FORMATS['anli1'], NLI), esnli=(FORMATS['esnli'], NLI), same_kind=(FORMATS['same_kind'], YES_NO),
+             label=(answer_format('label'), MOOD), text=(answer_format('text'), ()), equation=(answer_format('equation'), ()))
+SCRAPS = ['**', '`', '"', '\x00', '\u202e', '\ufeff', '\U0001f600', '\u0301', '$x$', '<b>', '</s>', '{}', '%s', '\\', '\r\n', ' '*700, '\n'*700, '\t'*500, 'A'*5_000, '('*2_000, '*'*2_000, '**a '*700, '1 '*1_000, '. '*900,
+          '<script>alert(1)</script>', '__import__("os").system("true")', '{{7*7}}', 'so the answer is', 'THE ANSWER IS', 'a\u0300'*600, '\ud800', '[label]', 'or and '*300]
+EXPECTED = {'empty', 'refusal', 'no marker', 'two markers', 'no label', 'label outside the label set', 'no rationale'}
+
+
+def odd_completions(name, many):
+    "(completion, why it is refused): what a model might write, spoilt in one of the ways that there are."
+    (form, labels), rng = ASKED[name], random.Random(f'odd {name}')
+    mark, stop, good = form.marker, form.stop, dict(cqa='(c) wooded area.', svamp='(10 * 45).', equation='10 * 45.', text='blue.').get(name) or f'{(labels or YES_NO)[0]}.'
+    bad = dict(cqa='wooded area.', svamp='10 * 45.', equation='ten.', text='.').get(name, '.')
+    scraps = lambda n=3: ''.join(s for _ in range(rng.randint(1, n)) for s in (rng.choice(SCRAPS), ' ') if stop not in s)
+    def spoil():
+        noise = f'Hm. {scraps()}'
+        outside = rng.choice(['maybe', 'x'*3_000, '\x00', '１', ' or '.join(labels), 'not '*400 + labels[0], 'un' + labels[0], ''.join(labels)]) if labels else ''
+        return rng.choice([(f'{noise}', 'no marker'), (f"I'm sorry, but {noise}", 'refusal'), (f'As an AI {noise}', 'refusal'), (f'{noise} {mark[:-1]}', 'no marker'), (f'{noise} {mark.swapcase()} {good}', 'no marker'),
+                           (f'{noise} {mark} {good} {scraps()} {mark} {good}', 'two markers'), (f'{noise} {mark}', 'no label'), (f'{noise} {mark} {bad}', 'no label'), (f'{noise} {mark}{" "*rng.randint(1, 900)}', 'no label'),
+                           (f'{" "*rng.randint(0, 99)}{mark} {good}', 'no rationale'), (f'{noise} {stop} {mark} {good}', 'no marker'), (f'{stop} {noise} {mark} {good}', 'empty'), (rng.choice(['', ' ', '\n', '\u2003'])*rng.randint(1, 9_000), 'empty'),
+                           *[(f'{noise} {mark} {outside}.', 'label outside the label set')]*bool(labels)])
+    return [spoil() for _ in range(many)]
+
+
+BY_HAND = [('cqa', 'Why. So the answer is (c)', 'no label'), ('cqa', 'Why. So the answer is ()', 'no label'), ('cqa', 'So the answer is (c) x', 'no rationale'), ('svamp', 'Why. The answer is )10(', 'no label'), ('svamp', 'Why. The answer is 450.', 'no label'),
+           ('svamp', 'Why. The answer is (10 * 45', 'no label'), ('equation', 'Why. The answer is lambda: 1', 'no label'), ('equation', 'Why. The answer is __import__("os")', 'no label'), ('esnli', 'Why. Answer neutral', 'no marker'),
+           ('esnli', 'Why.\nAnswer: neutral contradiction entailment or so', 'label outside the label set'), ('anli1', 'Why. So the answer is entailment/neutral.', 'label outside the label set'), ('same_kind', 'Why. So the answer is yes no.', 'label outside the label set'),
+           ('label', 'Why. So the answer is happy happy, not happy', 'label outside the label set'), ('text', 'Why. So the answer is\n\n', 'no label'), ('text', '\x00', 'no marker'), ('same_kind', 'I cannot answer that.', 'refusal')]
+
+
+def test_three_hundred_odd_completions_are_refused_fast_with_the_reason():
+    cases = [(name, *c) for name in ASKED for c in odd_completions(name, 40)]
+    for name, text, why in [*cases, *BY_HAND]:
+        form, labels = ASKED[name]
+        with no_code(): took, read = seconds(lambda: read_completion(text, form, labels)), read_completion(text, form, labels)
+        assert (read.reason, read.label, read.rationale) == (why, '', ''), (name, text[:200], read)
+        assert took < .05, (name, text[:200], took)
+    assert len({(n, t) for n, t, _ in cases}) > 300 and {why for *_, why in cases} == EXPECTED
 
 
 def test_recorded_completions_read_as_ever(recorded):

@@ -82,6 +82,23 @@ def test_what_is_as_it_should_be_is_not_made_again(dsbs, tmp_path):
     assert figure.read_bytes() == good
 
 
+@pytest.mark.slow
+def test_every_figure_made_twice_is_the_same_bytes(tmp_path):
+    "Figures, executed notebooks and the page, from the published records, in two processes whose hashes differ; nothing is taken from the first."
+    if not RESULTS.is_dir(): pytest.skip('nothing is published yet')
+    made = []
+    for seed in '12':
+        reports = tmp_path/seed; shutil.copytree(RESULTS, reports/'results'); shutil.copy(ROOT/'reports'/'datasets.jsonl', reports)
+        done = subprocess.run([BIN/'dsbs', 'reproduce', '--preset', 'recorded', '--reports', reports, '--json'], cwd=ROOT, capture_output=True, text=True, timeout=1500, env=os.environ | {'PYTHONHASHSEED':seed})
+        assert done.returncode == 0, done.stderr[-3000:]
+        made.append({str(p.relative_to(reports)):p.read_bytes() for p in reports.rglob('*') if p.is_file()})
+    figures = {name for name in made[0] if name.startswith('figures/')}
+    assert {Path(n).stem for n in made[0] if n.startswith('notebooks/')} == {f'{f}.recorded' for f in FIGURES if 'recorded' in presets_of(f)} and len(figures) >= len(FIGURES) and 'index.html' in made[0]
+    assert sorted(n for n in made[0].keys() | made[1].keys() if made[0].get(n) != made[1].get(n)) == []
+    for name in figures:
+        if name.endswith('.svg') and (ROOT/'reports'/name).is_file(): assert made[0][name] == (ROOT/'reports'/name).read_bytes(), f'{name} is not the committed one'
+
+
 def test_reading_and_drawing_do_not_load_torch():
     code = 'import sys, dsbs.claims, dsbs.grids, dsbs.plotting; assert not {"torch", "transformers", "datasets"} & set(sys.modules)'
     subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=True)

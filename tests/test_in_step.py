@@ -1,5 +1,5 @@
 "What is generated equals what it is generated from."
-import ast, configparser, json, re, shutil, subprocess, sys
+import ast, configparser, json, os, re, shutil, subprocess, sys
 from pathlib import Path
 
 import nbformat, pytest, yaml
@@ -34,6 +34,14 @@ def test_notebooks_are_clean(copy):
     subprocess.run([Path(sys.executable).parent/'nbdev_clean', '--fname', 'nbs'], cwd=copy, check=True, capture_output=True)
     ignore = lambda names: [n for n in names if '.ipynb_checkpoints' not in n]
     assert not ignore(same_files(copy/'nbs', ROOT/'nbs'))
+
+
+@pytest.mark.slow
+def test_cleaning_and_exporting_twice_changes_nothing(copy):
+    "What is committed, what comes out once and what comes out of that: the same bytes."
+    for turn in range(2):
+        for command in (['nbdev_clean', '--fname', 'nbs'], ['nbdev_export']): subprocess.run([Path(sys.executable).parent/command[0], *command[1:]], cwd=copy, check=True, capture_output=True, env=os.environ | {'PYTHONHASHSEED':str(turn)})
+        assert not [n for name in ('nbs', 'dsbs') for n in same_files(copy/name, ROOT/name) if '.ipynb_checkpoints' not in n]
 
 
 def test_readme_is_in_step():

@@ -1,15 +1,23 @@
 "The report page: its numbers are those of the records, and no text or gap among them breaks it."
-import base64, hashlib, json, math, random, re, shutil, statistics, subprocess, sys
+import base64, hashlib, json, math, random, re, shutil, statistics, subprocess, sys, threading
 from dataclasses import asdict, replace
 from html.parser import HTMLParser
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from xml.etree import ElementTree
 
-import pytest
+import nbformat, pandas as pd, pytest
+from matplotlib import pyplot as plt
+from nbconvert import HTMLExporter
+from nbconvert.filters import markdown2html
 
 from dsbs import page as module
 from dsbs.extraction import Reading
 from dsbs.grids import FIGURES, grid, specs_of
 from dsbs.page import page_html, write_page
+from dsbs.plotting import STYLE, accuracy_curves
+from dsbs.reporting import run_notebook
+from dsbs.runs import model_card
 
 ROOT = Path(__file__).resolve().parents[1]
 HOSTILE = ['<script>alert(1)</script>', '</script><img src=x onerror=alert(2)>', '"><svg onload=alert(3)>', '</td></table></section>', '$\\frac{1}{2}$',
@@ -167,19 +175,20 @@ def test_a_method_is_absent(small):
     assert f'{missing} runs of this figure have no record yet.' in text and 'no answer recorded' in text
 
 
-def hostile_reports(folder, monkeypatch):
+def hostile_reports(folder, monkeypatch, texts=HOSTILE):
+    "Reports in which every place that shows a text of a task, a teacher, a student or a judge shows one of these."
     rows = [record(s) for s in specs_of(grid('fig4_data_size_human', 'quick'))]
     for i, r in enumerate(rows):
-        text = HOSTILE[i % len(HOSTILE)]
-        r['answers'] = {k:HOSTILE[(i+j) % len(HOSTILE)] for j, k in enumerate(r['answers'])}
+        text = texts[i % len(texts)]
+        r['answers'] = {k:texts[(i+j) % len(texts)] for j, k in enumerate(r['answers'])}
         r['teacher'], r['provenance']['machine']['processor'], r['stand_in'] = text, text, text
-        r['teacher_quality']['reasons'] = {t:1 for t in HOSTILE[:6]}
+        r['teacher_quality']['reasons'] = {t:1 for t in texts[:6]}
     whole = module.extract
-    monkeypatch.setattr(module, 'extract', lambda task, split: {k:Reading(HOSTILE[i % len(HOSTILE)], HOSTILE[-1-i % len(HOSTILE)]) for i, k in enumerate(whole(task, split))})
-    claims = [CLAIM | dict(id=f'c{i}', text=t, where=t, detail=t, data=t, unit=t, verdict=t if i % 2 else 'holds') for i, t in enumerate(HOSTILE)]
-    others = [dict(source=t, basis=t, method=t, accuracy=dict(cqa=1.5), fractions=dict(cqa={.5:2.5})) for t in HOSTILE]
-    published = dict(tables={}, reproductions=others, choices=[(t, t, t) for t in HOSTILE])
-    described = [dict(preset='quick', panel=t, split=t, teacher=t, n=1, **rows[0]['teacher_quality']) for t in HOSTILE]
+    monkeypatch.setattr(module, 'extract', lambda task, split: {k:Reading(texts[i % len(texts)], texts[-1-i % len(texts)]) for i, k in enumerate(whole(task, split))})
+    claims = [CLAIM | dict(id=f'c{i}', text=t, where=t, detail=t, data=t, unit=t, verdict=t if i % 2 else 'holds') for i, t in enumerate(texts)]
+    others = [dict(source=t, basis=t, method=t, accuracy=dict(cqa=1.5), fractions=dict(cqa={.5:2.5})) for t in texts]
+    published = dict(tables={}, reproductions=others, choices=[(t, t, t) for t in texts])
+    described = [dict(preset='quick', panel=t, split=t, teacher=t, n=1, **rows[0]['teacher_quality']) for t in texts]
     return reports_of(folder, rows), claims, described, published
 
 
@@ -267,10 +276,10 @@ def look(tmp_path):
     "Open a page in a browser, in a frame as wide as asked (a window has a least width), and ask it what happened."
     chromium = shutil.which('chromium')
     if not chromium: pytest.skip('needs a browser: chromium is not installed (apt-get install chromium)')
-    def open_page(text, width, dark=False):
+    def open_page(text, width, dark=False, policy=True):
         allowed = base64.b64encode(hashlib.sha256(PROBE.encode()).digest()).decode()
         watched = text.replace('script-src &#x27;', f'script-src &#x27;sha256-{allowed}&#x27; &#x27;', 1).replace('<title>', f'<script>{PROBE}</script><title>', 1)
-        assert watched.count(allowed) == 1
+        assert watched.count(allowed) == policy and watched.count(PROBE) == 1
         (tmp_path/'watched.html').write_text(watched, encoding='utf-8')
         frame = f'<iframe src="watched.html" style="border:0;width:{width}px;height:3000px"></iframe>'
         (tmp_path/'frame.html').write_text(f'<!doctype html>{frame}<script>onmessage = e => document.body.append(JSON.stringify(e.data))</script>')
@@ -306,3 +315,130 @@ def test_nothing_hostile_runs_in_a_browser(tmp_path, monkeypatch, look):
 
 
 def test_an_empty_page_in_a_browser(tmp_path, look): fine(look(page_html(tmp_path/'reports', []), 390), 390)
+
+
+# Script payloads through every path on which a text is shown. Each would call alert, which is watched, and ask a server, which counts.
+
+def payloads(url):
+    do = lambda n: f"alert({n});fetch(`{url}/js{n}`)"
+    made = ['<script>{do}</script>', '<ScRiPt src={url}/{n}></ScRiPt>', '</script><script>{do}</script>', '</textarea></title></style><script>{do}</script>', '<img src=x onerror="{do}">', '<img src="{url}/{n}">', '<svg onload="{do}">',
+            '<svg><script>{do}</script></svg>', '<body onload="{do}">', '<details open ontoggle="{do}">', '<input autofocus onfocus="{do}">', '<video src={url}/{n} onerror="{do}"></video>', '<iframe src="javascript:parent.{do}"></iframe>',
+            '<iframe srcdoc="<script>parent.{do}</script>"></iframe>', '<object data="{url}/{n}"></object>', '<embed src="{url}/{n}">', '<link rel=stylesheet href="{url}/{n}">', '<style>@import "{url}/{n}";</style>', '<div style="background:url({url}/{n})">x</div>',
+            '<meta http-equiv=refresh content="0;url={url}/{n}">', '<base href="{url}/{n}/">', '<form action="{url}/{n}"><button autofocus>x</button></form><script>document.forms[0].submit()</script>', '" onmouseover="{do}" autofocus onfocus="{do}" x="',
+            "' autofocus onfocus='{do}' x='", '[x](javascript:{do})', '![x]({url}/{n})', '<a href="javascript:{do}" id=x>x</a><script>x.click()</script>', '<a href="data:text/html,<script>{do}</script>">x</a>', '$\\href{{javascript:{do}}}{{x}}$ \\(\\require{{x}}\\)',
+            '{{{{constructor.constructor("{do}")()}}}} ${{{do}}} <%= {do} %>', '<template><script>{do}</script></template><slot onslotchange="{do}">', '--><script>{do}</script><!--', ']]><script>{do}</script>', '<math><mtext><img src=x onerror="{do}"></mtext></math>',
+            '\x1b]8;;{url}/{n}\x07x\x1b]8;;\x07 \u202e<script>{do}</script>', '<script type=module>import "{url}/{n}"</script>', '<noscript><img src="</noscript><img src=x onerror={do}>">', '```html\n<script>{do}</script>\n```\n<script>{do}</script>']
+    return [text.format(do=do(n), url=url, n=n) for n, text in enumerate(made)]
+
+
+@pytest.fixture
+def server():
+    "Its address, and the list of what it was asked for."
+    asked = []
+    class Counting(BaseHTTPRequestHandler):
+        def do_GET(self): asked.append(self.path); self.send_response(204); self.send_header('Access-Control-Allow-Origin', '*'); self.end_headers()
+        do_POST = do_OPTIONS = do_GET
+        def log_message(self, *args): pass
+    running = ThreadingHTTPServer(('127.0.0.1', 0), Counting); threading.Thread(target=running.serve_forever, daemon=True).start()
+    yield f'http://127.0.0.1:{running.server_port}', asked
+    running.shutdown(); running.server_close()
+
+
+def bare(body): return f'<!doctype html><html><head><title>x</title></head><body>{body}</body></html>'
+
+
+def dead(told, asked): assert (told['said'], told['requests'], asked) == ([], '', []), (told['said'][:5], told['requests'], asked[:5])
+
+
+def no_live_tags(text, allowed=()):
+    tags = Cells(text).tags
+    assert not {name for name, _ in tags} & ({'script', 'iframe', 'object', 'embed', 'base', 'form', 'link', 'meta', 'video', 'template', 'svg', 'math', 'input', 'slot', 'noscript'} - set(allowed))
+    assert not [(name, a) for name, a in tags if any(k.startswith('on') or k in ('srcdoc', 'formaction') for k in a) or any((v or '').strip().lower().startswith(('javascript:', 'data:text')) for v in a.values())]
+
+
+def test_payloads_are_alive_where_nothing_is_done(look, server):
+    "What the other tests watch with does see them."
+    url, asked = server
+    texts = [p for p in payloads(url) if not any(w in p for w in ('http-equiv', '<base', '<form', '<noscript', '<template', '</textarea', '-->', '\x1b'))]
+    told = look(bare(''.join(texts)), 1280, policy=False)
+    called = {int(m) for s in told['said'] for m in re.findall(r'^alert: (\d+)', s)}
+    assert len(payloads(url)) >= 30 and len(called) >= 8 and len(set(asked)) >= 12, (sorted(called), sorted(set(asked)))
+
+
+def test_payloads_are_dead_in_the_report(tmp_path, monkeypatch, look, server):
+    url, asked = server
+    text = write_page(*hostile_reports(tmp_path/'reports', monkeypatch, payloads(url))).read_text(encoding='utf-8')
+    shown = Cells(text).text
+    assert all(module.clean(p).replace('\r\n', '\n') in shown for p in payloads(url)), 'each is there, as text'
+    told = look(text, 1280); fine(told, 1280); dead(told, asked)
+
+
+SHOW = """from IPython.display import HTML, Javascript, Latex, Markdown, SVG, display
+import pandas as pd
+class Model:
+    def __init__(self, text): self.text = text
+    def __repr__(self): return self.text
+    def _repr_html_(self): return self.text
+    def _repr_markdown_(self): return self.text
+    def _repr_svg_(self): return f'<svg xmlns="http://www.w3.org/2000/svg">{self.text}</svg>'
+    def _repr_javascript_(self): return 'alert(99)'
+display(pd.DataFrame(dict(text=texts), index=texts).rename_axis(texts[0]), pd.DataFrame([texts], columns=texts), texts)
+for t in texts:
+    print(t); display(Model(t), HTML(t), Markdown(t), Latex(t), Javascript(f'alert("{len(t)}")'), {'text/plain':t, 'application/vnd.custom+json':dict(html=t)})
+display({'text/plain':'x', 'text/html':texts[0], 'application/json':dict(x=texts)}, raw=True)
+pd.DataFrame(dict(text=texts)).style"""
+
+
+def executed(tmp_path, texts):
+    cells = [nbformat.v4.new_code_cell('texts: list = []  # such', id='a', metadata=dict(tags=['parameters'])), nbformat.v4.new_code_cell(SHOW, id='b')]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=dict(kernelspec=dict(name='python3', display_name='python3', language='python'))), tmp_path/'in.ipynb')
+    return nbformat.read(run_notebook(tmp_path/'in.ipynb', tmp_path/'out.ipynb', dict(texts=texts)), 4)
+
+
+def as_html(notebook): return HTMLExporter(mathjax_url='', require_js_url='', jquery_url='', mermaid_js_url='', widget_renderer_url='').from_notebook_node(notebook)[0].replace('<script src=""></script>', '').replace('<script src=""> </script>', '')
+
+
+def test_payloads_are_dead_in_an_executed_notebook(tmp_path, look, server):
+    "As it stands, which is what JupyterLab shows, and as nbconvert makes a page of it."
+    url, asked = server
+    notebook = executed(tmp_path, payloads(url))
+    outputs = [o for c in notebook.cells for o in c.get('outputs', [])]
+    kinds = {kind for o in outputs for kind in o.get('data', {})}
+    assert kinds == {'text/plain', 'text/html'} and sum('text/html' in o.get('data', {}) for o in outputs) >= 2, 'tables stay'
+    for o in outputs: no_live_tags(o.get('data', {}).get('text/html', ''))
+    assert all(p[:20] in str(outputs) or repr(p)[1:20] in str(outputs) for p in payloads(url)), 'and what they say stays, as plain text'
+    text = as_html(notebook)
+    told = look(text, 1280, policy=False); dead(told, asked)
+
+
+def test_payloads_are_dead_in_a_figure(tmp_path, look, server):
+    "As titles, labels and notes of an svg, put into a page as if it were part of it."
+    url, asked = server
+    texts = payloads(url)
+    points = pd.DataFrame([dict(curve='standard', n_train=n, mean=50., error=1., n=2, lost=0) for n in (10, 20)])
+    fig, axes = plt.subplots(len(texts)//4+1, 4)
+    for ax, text in zip(axes.flat, texts): accuracy_curves(ax, points, 'n_train', text.replace('\x1b', '').replace('\x07', ''))
+    with plt.rc_context(STYLE): fig.savefig(tmp_path/'fig.svg'); plt.close(fig)
+    elements = list(ElementTree.parse(tmp_path/'fig.svg').iter())
+    tags = {e.tag.rpartition('}')[2] for e in elements}
+    assert not tags & {'script', 'foreignObject', 'a', 'iframe', 'image', 'animate', 'set', 'handler'}, tags
+    assert not [e.attrib for e in elements for k, v in e.attrib.items() if k.startswith('on') or k.endswith('href') and not v.startswith('#')]
+    drawn = (tmp_path/'fig.svg').read_text(encoding='utf-8'); drawn = drawn[drawn.index('<svg'):]
+    assert drawn.count('&lt;script') > 10
+    dead(look(bare(drawn), 1280, policy=False), asked)
+
+
+def test_payloads_are_dead_in_a_model_card(tmp_path, look, server):
+    "The README of a student that was saved, whose teacher and task somebody named."
+    url, asked = server
+    row = record(specs_of(grid('fig4_data_size_human', 'quick'))[0]); row['metrics'] |= dict(best_step=1, n_rationales=1)
+    cards = [model_card(row | dict(teacher=t, stand_in=t, spec=row['spec'] | dict(task=t.replace('/', ''), student=t.replace('/', '')))) for t in payloads(url)]
+    text = ''.join(map(str, map(markdown2html, cards))); no_live_tags(text)
+    assert '<img' not in text and text.count('&lt;script') > 10
+    dead(look(bare(text), 1280, policy=False), asked)
+
+
+def test_the_readme_has_nothing_alive():
+    text = str(markdown2html((ROOT/'README.md').read_text(encoding='utf-8'))); no_live_tags(text)
+    sources = [a['src'] for name, a in Cells(text).tags if name == 'img']
+    assert not [s for s in sources if re.match(r'[a-z]+:|//', s)], 'an image is one of this project'
