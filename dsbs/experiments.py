@@ -6,7 +6,7 @@
 __all__ = ['POLL', 'ENDING', 'BUNDLE', 'find_record', 'Stopped', 'run_together', 'run', 'default_workers', 'run_all', 'published',
            'read_results', 'find_published', 'run_status']
 
-# %% ../nbs/13_experiments.ipynb #b5cb4eb3
+# %% ../nbs/13_experiments.ipynb #b134db63
 import json, os, queue, shutil, signal, sys, threading, time, traceback
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from .leases import LeaseLost, file_clock, lease_holder, take_lease
 from .records import UsageError, canonical_json, data_dir as find_data_dir, hash_json, now, read_jsonl, replacing, runs_dir as find_runs_dir, write_text
-from .specs import ADDED, SCRATCH, RunSpec, run_key
+from .specs import ADDED, SCRATCH, RunSpec, in_common, run_key
 
 # %% ../nbs/13_experiments.ipynb #97957d07
 def find_record(key:str, runs_dir:str|Path|None=None) -> dict|None:
@@ -39,7 +39,7 @@ def _forget_failure(folder): # the log stays until it is known how the next atte
     try: os.replace(folder/'error.txt', folder/'error.before.txt')
     except FileNotFoundError: pass
 
-# %% ../nbs/13_experiments.ipynb #584a1143
+# %% ../nbs/13_experiments.ipynb #be6f5a62
 class Stopped(KeyboardInterrupt):
     "Ended because it was asked to; what was under way goes on from its checkpoint next time."
 
@@ -95,7 +95,7 @@ def _train(specs, data_dir, progress, done, runs_dir, stop):
     except Interrupted: raise Stopped from None
 
 def run_together(
-    specs:Sequence[RunSpec], # Equal but for `seed` and `subset_seed`
+    specs:Sequence[RunSpec], # With the same `specs.in_common`
     data_dir:str|Path|None=None,
     runs_dir:str|Path|None=None,
     progress:Callable[[int, float], None]=lambda step, loss: None,
@@ -246,7 +246,7 @@ class _Launcher:
         self.waiting = [s for s in self.waiting if s not in free]
         self.ready.extend(_bundles(free, self.workers) if free else ())
 
-# %% ../nbs/13_experiments.ipynb #7c1c378f
+# %% ../nbs/13_experiments.ipynb #e12b1c59
 def run_all(
     specs:Sequence[RunSpec],
     data_dir:str|Path|None=None,
@@ -278,11 +278,11 @@ def _told(spec, why, launcher):
     log = f' (log: {folder.name}/error.txt in the runs folder; --retry-failed tries again)' if _failure(folder) else ''
     return f'{spec.task} {spec.method}: {why[:150]}{log}'
 
-BUNDLE = 3 # Runs that train side by side at most
+BUNDLE = 6 # Runs that train side by side at most
 
-def _bundles(specs, workers): # costly ones first, each of specs that differ in nothing but seeds, as many as keep the workers busy
+def _bundles(specs, workers): # costly ones first, each of specs that can train side by side, as many as keep the workers busy
     alike = {}
-    for s in specs: alike.setdefault(replace(s, seed=0, subset_seed=0), []).append(s)
+    for s in specs: alike.setdefault(in_common(s), []).append(s)
     size = min(BUNDLE, max(1, len(specs)//workers))
     bundles = [some[i:i+size] for some in alike.values() for i in range(0, len(some), size)]
     return sorted(bundles, key=lambda some: len(some)*_cost(some[0]), reverse=True)

@@ -6,7 +6,7 @@
 __all__ = ['SHOWN', 'train_runs', 'train_run', 'same_numbers', 'run_and_save', 'model_card', 'record_named', 'check_record',
            'verify']
 
-# %% ../nbs/11_runs.ipynb #45e089b8
+# %% ../nbs/11_runs.ipynb #ccd0d427
 import json, os, re, shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ from .evaluation import generate, label_accuracy, likeliest_labels, next_token_a
 from .extraction import Reading, extract, human_rationales, quality, set_name
 from .multitask import ANSWER_MARK, LABEL_START, RATIONALE_START, StepByStep, make_views, tokenise
 from .records import UsageError, canonical_json, now, provenance, read_jsonl, reports_dir, runs_dir as find_runs_dir, write_text
-from .specs import ADDED, PREFIXES, SCRATCH, RunSpec, key_of, make_spec, prepare, recipe, run_key, train_size, training_examples
+from .specs import ADDED, PREFIXES, SCRATCH, RunSpec, in_common, key_of, make_spec, prepare, recipe, run_key, train_size, training_examples
 from .student import make_student
 from .tasks import EMBEDDED, Example, subset
 from .teacher import teacher_name
@@ -36,7 +36,7 @@ def _prompts(folder): # split -> hash of the prompt that a rationale set was ask
     cards = sorted(Path(folder).expanduser().glob('*.card.json')) if folder else []
     return {p.name.split('.')[0]:json.loads(p.read_text(encoding='utf-8')).get('prompt', '') for p in cards}
 
-# %% ../nbs/11_runs.ipynb #64599570
+# %% ../nbs/11_runs.ipynb #0ae75f76
 def _tokenizer_texts(data, prefix_style, method):
     label, rationale = PREFIXES[prefix_style]
     for row in data.task['train']:
@@ -107,7 +107,7 @@ class _Run: # a spec with its data and student
                     provenance=provenance() | dict(recipe=recipe(spec), device=str(self.t5.device), resumed=result.resumed) | _made_on(spec, self.t5.device), time=dict(finished=now(), seconds=round(result.seconds, 2)))
 
 def train_runs(
-    specs:Sequence[RunSpec], # Equal but for `seed` and `subset_seed`
+    specs:Sequence[RunSpec], # With the same `specs.in_common`
     data_dir:str|Path|None=None,
     progress:Callable[[int, float], None]=lambda step, loss: None, # Told (step, loss) at each validation
     done:Callable[[dict], None]=lambda record: None, # Told each record as soon as there is one; it may delete the run's checkpoints
@@ -116,7 +116,7 @@ def train_runs(
     save_every:float=SAVE_EVERY, # Seconds between checkpoints
 ) -> list[tuple[dict, object, object]]: # For each: its record, the trained T5, its tokenizer
     "Train and score students, side by side where that changes nothing."
-    if len({replace(s, seed=0, subset_seed=0) for s in specs}) > 1: raise ValueError('runs that differ in more than seeds cannot be made together')
+    if len(set(map(in_common, specs))) > 1: raise ValueError('runs that differ in more than seeds and examples cannot be made together')
     runs, records = [_Run(s, data_dir, runs_dir) for s in specs], {}
     def finished(run, result): records[run] = run.record(result); done(records[run])
     for some in _side_by_side(runs):
@@ -126,10 +126,9 @@ def train_runs(
     return [(records[r], r.t5, r.tokenizer) for r in runs]
 
 def _side_by_side(runs): # groups of (run, its checkpoint or None)
-    if len({r.shape() for r in runs}) > 1 or not runs[0].shape(): yield from ([(r, r.saved())] for r in runs); return
-    at_step = {}
-    for r in runs: saved = r.saved(); at_step.setdefault(saved.step if saved else 0, []).append((r, saved))
-    yield from at_step.values()
+    alike = {}
+    for r in runs: saved = r.saved(); alike.setdefault((shape, saved.step if saved else 0) if (shape := r.shape()) else r, []).append((r, saved))
+    yield from alike.values()
 
 def train_run(
     spec:RunSpec,

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'PREFIXES', 'TASK_PREFIXES', 'LOSS_FORMS', 'SCRATCH', 'LABEL_SOURCES', 'RATIONALES', 'KEEP', 'FAMILIES',
-           'DATA', 'ADDED', 'hub_name', 'check_student', 'student_hash', 'TrainingConfig', 'RunSpec', 'make_spec',
-           'Prepared', 'prepare', 'train_size', 'recipe', 'run_key', 'key_of', 'training_examples']
+           'DATA', 'ADDED', 'OWN', 'hub_name', 'check_student', 'student_hash', 'TrainingConfig', 'RunSpec',
+           'make_spec', 'Prepared', 'prepare', 'train_size', 'recipe', 'run_key', 'key_of', 'training_examples',
+           'in_common']
 
 # %% ../nbs/05_specs.ipynb #77914731
 import difflib, math, os, random, re, typing
@@ -262,3 +263,10 @@ def _random_rationales(examples, seed):
     words = [w for e in examples if e.rationale for w in e.rationale.split()]
     random.Random(f'random rationales {seed}').shuffle(words); deal = iter(words)
     return [replace(e, rationale=' '.join(next(deal) for _ in e.rationale.split()) if e.rationale else None) for e in examples]
+
+# %% ../nbs/05_specs.ipynb #c72fb78b
+OWN = ('seed', 'subset_seed', 'n_train', 'train_fraction', 'label_source', 'rationales', 'keep', 'teacher_error', 'extra', 'n_extra')
+
+def in_common(spec:RunSpec) -> RunSpec:
+    "What runs must share that train side by side: a spec without its seeds and without what says which examples it learns from."
+    return RunSpec(**{name:value for name, value in asdict(spec).items() if name not in OWN})

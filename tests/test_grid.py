@@ -16,7 +16,8 @@ SEEDS = [replace(TINY, seed=s, subset_seed=s) for s in range(3)]
 
 
 def test_a_run_is_the_same_beside_others_and_alone(tmp_path):
-    for together, spec in zip(run_together(SEEDS, runs_dir=tmp_path), SEEDS): assert same_numbers(together) == same_numbers(train_run(spec)[0])
+    specs = [*SEEDS, replace(TINY, n_train=30), replace(TINY, label_source='teacher'), replace(TINY, rationales='shuffled', teacher_error=.3, n_train=5), replace(TINY, extra='same_kind', n_extra=7)]
+    for together, spec in zip(run_together(specs, runs_dir=tmp_path), specs): assert same_numbers(together) == same_numbers(train_run(spec)[0])
 
 
 @pytest.mark.parametrize('change', [dict(dropout=.1), dict(task='more_picked')], ids=str)

@@ -216,16 +216,16 @@ def test_one_run_drains_too(tmp_path, quick):
 def test_a_failed_run_is_tried_again_only_when_asked(tmp_path, quick):
     good, tries = stand_in(tmp_path), tmp_path/'tries'
     def fails(specs, *args):
-        if any(s.n_train == 30 for s in specs):
+        if any(s.learning_rate == .5 for s in specs):
             with open(tries, 'a') as f: f.write('x')
             raise ValueError('out of luck')
         good(specs, *args)
-    quick.setattr(experiments, '_train', fails); some = GRID[2:4]; bad = tmp_path/run_key(some[1])
+    quick.setattr(experiments, '_train', fails); some = [GRID[2], replace(GRID[3], learning_rate=.5)]; bad = tmp_path/run_key(some[1])
     for _ in range(2):
         with pytest.raises(RuntimeError, match=f'1 of . runs failed; the others are kept.*ValueError: out of luck.*{bad.name}/error.txt.*--retry-failed'): run_all(some, runs_dir=tmp_path, workers=1)
         assert tries.read_text() == 'x'
     log = (bad/'error.txt').read_text()
-    assert log.startswith('20') and '"n_train":30' in log.splitlines()[1] and 'Traceback' in log
+    assert log.startswith('20') and '"learning_rate":0.5' in log.splitlines()[1] and 'Traceback' in log
     status = run_status(tmp_path)
     assert (status['done'], status['failed'], status['pending']) == (1, 1, 0) and status['logs'][0]['error'] == 'ValueError: out of luck'
     with pytest.raises(RuntimeError): run_all(some, runs_dir=tmp_path, workers=1, retry_failed=True)
@@ -265,7 +265,7 @@ def test_status_tells_what_runs_where(tmp_path, quick, main):
 
 def test_retry_is_asked_for_on_the_command_line(main, monkeypatch):
     asked = []
-    monkeypatch.setitem(sys.modules, 'dsbs.reporting', SimpleNamespace(reproduce=lambda *args: asked.append(args[-1]) or []))
+    monkeypatch.setitem(sys.modules, 'dsbs.reporting', SimpleNamespace(reproduce=lambda *args: asked.append(args[-2]) or []))
     assert main('reproduce', '--retry-failed')[0] == 0 and main('reproduce')[0] == 0 and asked == [True, False]
 
 
