@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['Outcome', 'parser', 'main']
 
-# %% ../nbs/22_cli.ipynb #37265a17
+# %% ../nbs/22_cli.ipynb #8eab9f09
 import argparse, json, os, signal, sys, threading
 from functools import partial
 from pathlib import Path
 
-from .records import UsageError
+from .records import UsageError, is_main_process
 
-# %% ../nbs/22_cli.ipynb #ce01b12b
+# %% ../nbs/22_cli.ipynb #0808b957
 def _reproduce(args):
     if args.dry_run: return _planned(args)
     if args.emit: return _emitted(args)
@@ -51,7 +51,8 @@ def _run(args):
         settings[name] = value
     from dsbs.experiments import run
     from dsbs.specs import make_spec
-    say = lambda step, loss: print(f'step {step}: loss {loss:.4f}', file=sys.stderr, flush=True)
+    def say(step, loss):
+        if is_main_process(): print(f'step {step}: loss {loss:.4f}', file=sys.stderr, flush=True)
     if not args.save: return run(make_spec(settings), args.data_dir, progress=say)
     from dsbs.runs import run_and_save
     return run_and_save(make_spec(settings), args.save, args.data_dir, progress=say)
@@ -270,7 +271,7 @@ def parser() -> argparse.ArgumentParser:
         else: p.add_argument('--limit', type=_count, metavar='N', help='only the first N test questions')
     return top
 
-# %% ../nbs/22_cli.ipynb #f1431d65
+# %% ../nbs/22_cli.ipynb #f55efce8
 def main(
     argv:list[str]|None=None, # Arguments; those of the process when None
 ) -> int: # Exit status
@@ -279,6 +280,7 @@ def main(
     try:
         args = parser().parse_args(argv)
         result = args.work(args)
+        if not is_main_process(): return 0
         print(json.dumps(result, ensure_ascii=False, allow_nan=False) if args.json else args.text(result))
         if not (complaint := getattr(result, 'complaint', '')): return 0
         print(f'dsbs: {complaint}', file=sys.stderr); return 1

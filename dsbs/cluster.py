@@ -25,7 +25,7 @@ def run_settings(spec:RunSpec) -> list[str]:
     "The KEY=VALUE words with which `dsbs run` makes this run."
     return [f'{f.name}={str(value).lower() if isinstance(value, bool) else value}' for f in fields(spec) if (value := getattr(spec, f.name)) != f.default and value is not None]
 
-# %% ../nbs/21_cluster.ipynb #6183bd93
+# %% ../nbs/21_cluster.ipynb #0ddc69a0
 GPU_GB, HEAD_ROOM = 80, 1.2 # Memory of the GPUs that are asked for; what is asked for, over the estimate
 CPU_JOB = dict(gpu=0, threads=1, mem_mb=4000, runtime=120) # Of a student from random weights
 
@@ -35,9 +35,9 @@ def job_resources(
 ) -> dict: # gpu: how many; threads; mem_mb: of the host, in MB; runtime: minutes; all for the first attempt
     "What the job of a run asks for."
     if spec.student not in SHAPES: return CPU_JOB | dict(threads=spec.threads)
-    gb, hours = estimate(spec, tokens)
-    gpus = 2**(ceil(gb*HEAD_ROOM/GPU_GB)-1).bit_length()
-    return dict(gpu=gpus, threads=8, mem_mb=8000+ceil(12*SHAPES[spec.student][0]/1e6), runtime=30+ceil(2*60*hours))
+    (gb, hours), params = estimate(spec, tokens), SHAPES[spec.student][0]
+    gpus = next(n for n in (2**i for i in range(9)) if HEAD_ROOM*gb/n + (4*params/1e9 if n > 1 else 0) <= GPU_GB)
+    return dict(gpu=gpus, threads=8, mem_mb=8000+ceil((8+4*gpus)*params/1e6), runtime=30+ceil(2*60*hours))
 
 # %% ../nbs/21_cluster.ipynb #365ef1fa
 def runs_to_make(
@@ -58,10 +58,10 @@ def runs_to_make(
     if wrong: raise UsageError(f'{len(wrong)} of {len(specs)} runs cannot be named without their data: {wrong[0]} (dsbs reproduce --preset {preset} --dry-run lists all that is missing)')
     return {f:{keys[s]:s for s in some if (read.get(s) or {}).get('key') != keys[s]} for f, some in grids.items()}
 
-# %% ../nbs/21_cluster.ipynb #8a8c3dc0
+# %% ../nbs/21_cluster.ipynb #5f7dcb30
 MARK = '# Written by dsbs reproduce --emit snakemake; call it again rather than change this. README.md says how to start it.\n'
 
-SNAKEFILE = Template(MARK + '''import os, shlex
+SNAKEFILE = Template(MARK + '''import os, shlex, shutil
 
 ROOT = config.get('root') or os.path.normpath(os.path.join(workflow.basedir, $root)) # the project's folder
 RUNS = str(config.get('runs', $runs)) # these may be relative to it
@@ -72,6 +72,12 @@ include: 'runs.smk'
 workdir: ROOT
 
 def dsbs(*words): return shlex.join([DSBS, *words, '--data-dir', DATA])
+def run(key): # by as many processes as there are GPUs
+    command, gpus = dsbs('run', *SPECS[key]['settings']), SPECS[key]['gpu']
+    if gpus < 2: return command
+    program = shutil.which(DSBS) or DSBS
+    launch = [os.path.join(os.path.dirname(program), 'accelerate'), 'launch', '--config_file', 'configs/fsdp2.yaml', '--main_process_port', '0', '--num_processes', str(gpus)]
+    return shlex.join([*launch, program]) + command[len(shlex.quote(DSBS)):]
 def records(keys): return [f'{RUNS}/{key}/record.json' for key in keys]
 def runs_of(records): return os.path.dirname(os.path.dirname(records[0])) if records else RUNS
 
@@ -96,7 +102,7 @@ RUN = Template('''
 rule $name:
     output: update(RUNS + '/{key}/record.json')
     wildcard_constraints: key='|'.join(key for key, s in SPECS.items() if $which)
-    params: command=lambda w: dsbs('run', *SPECS[w.key]['settings']), runs=lambda w, output: runs_of(output)
+    params: command=lambda w: run(w.key), runs=lambda w, output: runs_of(output)
     threads: lambda w: SPECS[w.key]['threads']
     resources:
         mem_mb=lambda w, attempt: SPECS[w.key]['mem_mb']*attempt,
@@ -133,7 +139,7 @@ default-resources: [gpu_manufacturer='nvidia', scale=0] # scale=0: limits as wel
 latency-wait: 60
 {_SHARED}''')
 
-# %% ../nbs/21_cluster.ipynb #056169a6
+# %% ../nbs/21_cluster.ipynb #b80829b5
 README = Template('''# $runs runs as jobs
 
 Written by `dsbs reproduce --emit snakemake` for preset `$preset`: $about. Needs Snakemake 9 in an environment of its own: `pip install -r requirements-cluster.txt`. In the project's folder:
@@ -150,7 +156,7 @@ The name of a figure at the end, such as `$example`, makes its runs and draws it
 - `profiles/`: change these, they are kept when this folder is written again. Folders and the command can be changed in the call: `--config root=PROJECT runs=RUNS data=DATA dsbs=COMMAND`.
 - `local` takes as many CPUs as there are, and one GPU. `slurm` needs the project, data and runs on a file system that all nodes see.
 - `kubernetes` has never been tried on a cluster, only parsed. It needs an image and a volume of yours, named in the profile, and this folder inside the project's. A pod keeps nothing but its record: a run that is stopped starts anew.
-- A run that asks for several GPUs is still started as one process.
+- A run that asks for several GPUs is started by `accelerate launch` with `configs/fsdp2.yaml`.
 ''')
 
 # %% ../nbs/21_cluster.ipynb #2363cf25

@@ -6,7 +6,7 @@
 __all__ = ['POLL', 'ENDING', 'BUNDLE', 'find_record', 'Stopped', 'run_together', 'run', 'default_workers', 'run_all', 'published',
            'read_results', 'find_published', 'run_status']
 
-# %% ../nbs/13_experiments.ipynb #b134db63
+# %% ../nbs/13_experiments.ipynb #a292ae94
 import json, os, queue, shutil, signal, sys, threading, time, traceback
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ from multiprocessing import connection, get_context, resource_tracker
 from pathlib import Path
 
 from .leases import LeaseLost, file_clock, lease_holder, take_lease
-from .records import UsageError, canonical_json, data_dir as find_data_dir, hash_json, now, read_jsonl, replacing, runs_dir as find_runs_dir, write_text
+from .records import UsageError, canonical_json, data_dir as find_data_dir, hash_json, is_main_process, now, processes, read_jsonl, replacing, runs_dir as find_runs_dir, write_text
 from .specs import ADDED, SCRATCH, RunSpec, in_common, run_key
 
 # %% ../nbs/13_experiments.ipynb #97957d07
@@ -39,7 +39,7 @@ def _forget_failure(folder): # the log stays until it is known how the next atte
     try: os.replace(folder/'error.txt', folder/'error.before.txt')
     except FileNotFoundError: pass
 
-# %% ../nbs/13_experiments.ipynb #be6f5a62
+# %% ../nbs/13_experiments.ipynb #812c8568
 class Stopped(KeyboardInterrupt):
     "Ended because it was asked to; what was under way goes on from its checkpoint next time."
 
@@ -103,6 +103,7 @@ def run_together(
     "Make runs in this process, also such as failed before, or return the records of those already made. What another process is at is waited for."
     data_dir, runs_dir = find_data_dir(data_dir), find_runs_dir(runs_dir)
     keys, left = [run_key(s, data_dir) for s in specs], list(specs)
+    if not is_main_process(): return _help(specs, data_dir, runs_dir, progress)
     for k in keys: _forget_failure(runs_dir/k)
     with _draining() as asked:
         while left:
@@ -113,6 +114,12 @@ def run_together(
             if came.held: time.sleep(POLL)
             left = came.held
     return [find_record(k, runs_dir) for k in keys]
+
+def _help(specs, data_dir, runs_dir, progress): # the main process of several that train one run, which alone holds leases and keeps records
+    todo = [s for s in specs if not _is_done(runs_dir/run_key(s, data_dir))]
+    with _draining() as asked:
+        if todo: _train(todo, data_dir, progress, lambda record: None, runs_dir, asked)
+    return [{} for _ in specs]
 
 POLL = 1. # Seconds between two looks at what others are doing
 
@@ -246,7 +253,7 @@ class _Launcher:
         self.waiting = [s for s in self.waiting if s not in free]
         self.ready.extend(_bundles(free, self.workers) if free else ())
 
-# %% ../nbs/13_experiments.ipynb #e12b1c59
+# %% ../nbs/13_experiments.ipynb #fabb86d1
 def run_all(
     specs:Sequence[RunSpec],
     data_dir:str|Path|None=None,
@@ -255,6 +262,7 @@ def run_all(
     retry_failed:bool=False, # Also make runs that failed before
 ) -> list[dict]: # Records in the order of `specs`
     "Make all runs of a grid that were not made before; a `RuntimeError` at the end when some have failed."
+    if processes() > 1: raise UsageError('several processes train one run, not a grid: accelerate launch goes with dsbs run')
     data_dir, runs_dir = find_data_dir(data_dir), find_runs_dir(runs_dir)
     keys = [run_key(s, data_dir) for s in specs]
     todo = {k:s for k, s in zip(keys, specs) if not find_record(k, runs_dir)}

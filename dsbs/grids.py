@@ -145,7 +145,7 @@ def _search(s): return {method:s.runs(method, s.search, s.searched or s.students
 def _search_teacher(s):
     return {curve:s.runs(method, s.search, s.searched or s.students, label_source='teacher') for curve, method in (('task_distillation', 'standard'), ('step_by_step', 'step_by_step'))}
 
-# %% ../nbs/14_grids.ipynb #8af6a21b
+# %% ../nbs/14_grids.ipynb #4088cc7d
 def _table1(s):
     best, weaker = s.teachers
     return dict(standard=s.runs('standard', (s.control,)), step_by_step=s.runs('step_by_step', (s.control,), **best), weaker_teacher=s.runs('step_by_step', (s.control,), **weaker))
@@ -170,7 +170,7 @@ def _task_prefix(s):
                 shuffled=s.runs('step_by_step', (s.control,), rationales='shuffled'), decoder_shuffled=s.runs('step_by_step', (s.control,), rationales='shuffled', task_prefix='decoder'))
 
 def _tuning(s):
-    return {f'{method}_{start}':[replace(r, **values) for r in replace(s, seeds=(100, 101)).runs(method, s.tune)] for method in ('standard', 'step_by_step') for start, values in STARTS.items()}
+    return {f'{method}_{start}':[replace(r, **values) for r in replace(s, seeds=(100, 101, 102, 103)).runs(method, s.tune)] for method in ('standard', 'step_by_step') for start, values in STARTS.items()}
 
 # %% ../nbs/14_grids.ipynb #eee64de9
 @dataclass(frozen=True)
@@ -410,7 +410,7 @@ def estimate(
     work = params/2*(6*spec.max_steps*spec.batch_size*(inputs+targets) + 2*validations)
     return (16*params+kept)/1e9, (work/(SPEED*USED) + LAUNCH*spec.max_steps)/3600
 
-# %% ../nbs/14_grids.ipynb #b5988e0c
+# %% ../nbs/14_grids.ipynb #13ede5f7
 def _missing_weights(specs):
     from huggingface_hub.constants import HF_HUB_CACHE # where this library, and transformers with it, keeps what it fetched
     for student in dict.fromkeys(s.student for s in specs):
@@ -440,7 +440,7 @@ def _missing_memory(needed): # student -> GB
     except (OSError, ValueError, subprocess.TimeoutExpired): found = []
     for student, gb in needed.items():
         if gb > max(found, default=0): yield f'a GPU with {gb:.0f} GB for {student}', (f'the largest here has {max(found):.0f} GB' if found else 'there is none here') + (
-            '; it is more than an H200 has (141 GB), and a run is trained on one device: 16 bytes a parameter is the floor, however small the micro-batch' if gb > 141 else '')
+            '; it is more than an H200 has (141 GB): share it among several with accelerate launch --config_file configs/fsdp2.yaml --num_processes GPUS .venv/bin/dsbs run ...' if gb > 141 else '')
 
 # %% ../nbs/14_grids.ipynb #bcbfc150
 def _made(specs, runs_dir, data_dir, results): # spec -> record made on this machine, and the seconds that recorded runs took

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['UsageError', 'one_of', 'project_root', 'data_dir', 'runs_dir', 'reports_dir', 'file_name', 'replacing', 'write_text',
-           'canonical_json', 'hash_json', 'hash_file', 'read_jsonl', 'write_jsonl', 'provenance', 'now']
+           'canonical_json', 'hash_json', 'hash_file', 'read_jsonl', 'write_jsonl', 'provenance', 'now', 'processes',
+           'is_main_process']
 
 # %% ../nbs/00_records.ipynb #e06a7f78
 import contextlib, hashlib, json, os, platform, re, subprocess, tempfile
@@ -142,3 +143,12 @@ def _cpu(what): # of Linux' description of the processor, whose name alone may b
 def now() -> str:
     "The time in UTC, to the second."
     return datetime.now(timezone.utc).strftime('%Y-%m-%dT%H:%M:%SZ')
+
+# %% ../nbs/00_records.ipynb #77e90b10
+def processes() -> int:
+    "How many processes train together."
+    return int(os.environ.get('WORLD_SIZE', 1))
+
+def is_main_process() -> bool:
+    "Whether this process is the one that prints and writes."
+    return os.environ.get('RANK', '0') == '0'

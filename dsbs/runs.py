@@ -6,7 +6,7 @@
 __all__ = ['SHOWN', 'train_runs', 'train_run', 'same_numbers', 'run_and_save', 'model_card', 'record_named', 'check_record',
            'verify']
 
-# %% ../nbs/11_runs.ipynb #ccd0d427
+# %% ../nbs/11_runs.ipynb #70930779
 import json, os, re, shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -15,28 +15,30 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from accelerate.state import PartialState
+from accelerate.utils import gather_object
 
 from .checkpoints import load_checkpoint
 from .evaluation import generate, label_accuracy, likeliest_labels, next_token_accuracy
 from .extraction import Reading, extract, human_rationales, quality, set_name
 from .multitask import ANSWER_MARK, LABEL_START, RATIONALE_START, StepByStep, make_views, tokenise
-from .records import UsageError, canonical_json, now, provenance, read_jsonl, reports_dir, runs_dir as find_runs_dir, write_text
+from .records import UsageError, canonical_json, is_main_process, now, provenance, read_jsonl, reports_dir, runs_dir as find_runs_dir, write_text
 from .specs import ADDED, PREFIXES, SCRATCH, RunSpec, in_common, key_of, make_spec, prepare, recipe, run_key, train_size, training_examples
 from .student import make_student
 from .tasks import EMBEDDED, Example, subset
 from .teacher import teacher_name
 from .training import SAVE_EVERY, Trainee, fit
 
-# %% ../nbs/11_runs.ipynb #0a587517
+# %% ../nbs/11_runs.ipynb #025e04e2
 def _made_on(spec, device):
     name = torch.cuda.get_device_name(device) if device.type == 'cuda' else 'cpu'
-    return dict(device_name=name, isa=torch.backends.cpu.get_cpu_capability(), prompts=_prompts(spec.teacher))
+    return dict(device_name=name, isa=torch.backends.cpu.get_cpu_capability(), processes=PartialState().num_processes, prompts=_prompts(spec.teacher))
 
 def _prompts(folder): # split -> hash of the prompt that a rationale set was asked with
     cards = sorted(Path(folder).expanduser().glob('*.card.json')) if folder else []
     return {p.name.split('.')[0]:json.loads(p.read_text(encoding='utf-8')).get('prompt', '') for p in cards}
 
-# %% ../nbs/11_runs.ipynb #0ae75f76
+# %% ../nbs/11_runs.ipynb #a9a541ba
 def _tokenizer_texts(data, prefix_style, method):
     label, rationale = PREFIXES[prefix_style]
     for row in data.task['train']:
@@ -61,7 +63,11 @@ class _Run: # a spec with its data and student
         self.rows = tokenise([make_views(e, spec.method, spec.rationale_weight, spec.prefix_style, spec.task_prefix) for e in examples], self.tokenizer, spec.max_input, spec.max_target)
         self.longest_output = spec.max_target if spec.method == 'single_task' else _longest_label(self.data.task, self.tokenizer)+1
 
-    def answer(self, split): return generate(self.t5, self.tokenizer, _questions(self.spec, self.data, split), self.longest_output, max_input=self.spec.max_input, dtype=self.spec.dtype)
+    def answer(self, split): # every process a part
+        asked, processes, rank = _questions(self.spec, self.data, split), PartialState().num_processes, PartialState().process_index
+        said = generate(self.t5, self.tokenizer, asked[rank::processes], self.longest_output, max_input=self.spec.max_input, dtype=self.spec.dtype)
+        parts = gather_object([said]) if processes > 1 else [said]
+        return [parts[i % processes][i//processes] for i in range(len(asked))]
     def accuracy(self, split, outputs): return label_accuracy(outputs, self.data.task[split]['label'], self.data.task.answer, self.spec.method)
     def validate(self): return self.accuracy('validation', self.answer('validation'))
 
@@ -159,7 +165,7 @@ def same_numbers(record:dict) -> str:
     fixed = {name:value for name, value in record.items() if name not in ('time', 'provenance')}
     return canonical_json(fixed | dict(versions=record['provenance']['versions']))
 
-# %% ../nbs/11_runs.ipynb #507ed0c6
+# %% ../nbs/11_runs.ipynb #66ff0e74
 def run_and_save(
     spec:RunSpec,
     folder:str|Path, # A new or empty folder for the student
@@ -172,6 +178,7 @@ def run_and_save(
     except OSError as e: raise UsageError(f'--save {str(folder)[:200]}: {e.strerror}; name a new folder') from None
     if taken: raise UsageError(f'--save {folder}: there is something already; name a new folder')
     record, t5, tokenizer = train_run(spec, data_dir, progress)
+    if not is_main_process(): return record
     half = folder.with_name(f'.{folder.name[:40]}.{os.getpid()}')
     try:
         t5.save_pretrained(half); tokenizer.save_pretrained(half)

@@ -5,22 +5,25 @@
 # %% auto #0
 __all__ = ['STRETCH', 'SAVE_EVERY', 'MOMENTS', 'batch_order', 'TrainingResult', 'Trainee', 'Interrupted', 'fit', 'update']
 
-# %% ../nbs/09_training.ipynb #e3ef84df
+# %% ../nbs/09_training.ipynb #af7eea99
 import copy, math, sys, time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
 import numpy as np, torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, PartialState
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.nn.utils import get_total_norm
 from transformers import get_scheduler
 
 from .checkpoints import Checkpoint, save_checkpoint
 from .multitask import StepByStep, Tokenised, collate, token_counts
-from .records import provenance
+from .records import UsageError, provenance
 from .specs import TrainingConfig
 
 # %% ../nbs/09_training.ipynb #26feb236
@@ -43,7 +46,7 @@ def batch_order(
             batches += [stretch[i:i+size].tolist() for i in range(0, len(stretch), size)]
         for i in rng.permutation(len(batches)): yield batches[i]
 
-# %% ../nbs/09_training.ipynb #d7338848
+# %% ../nbs/09_training.ipynb #ff5bbd5f
 @dataclass
 class TrainingResult:
     "What a training left behind; the student holds the best weights."
@@ -86,29 +89,33 @@ def fit(
     AcceleratorState._reset_state(reset_partial_state=True)
     torch.set_num_threads(config.threads); torch.manual_seed(config.seed); model.stack.random = np.random.Generator(np.random.SFC64(config.seed))
     accelerator = Accelerator(mixed_precision='bf16' if config.dtype == 'bfloat16' else 'no')
-    prepared = accelerator.prepare(model); model.stack.share()
-    optimizer = accelerator.prepare(torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=0., fused=True))
+    prepared = _distribute(model, accelerator, trainees, config)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=0., fused=True)
     schedule = get_scheduler(config.schedule, optimizer, num_warmup_steps=0, num_training_steps=config.max_steps)
     active = [_Progress(t, s, batch_order([e.length for e in t.examples], config.batch_size, t.seed)) for t, s in zip(trainees, model.stack.students, strict=True)]
     first = _go_on(active, model.stack, optimizer, schedule)
+    if accelerator.process_index: model.stack.random = np.random.Generator(np.random.SFC64([config.seed, accelerator.process_index, first])); torch.manual_seed(config.seed + 2**32*accelerator.process_index + first)
     results, unread = [a.result for a in active], []
     for step in range(first+1, config.max_steps+1):
         prepared.train()
         unread.append(update(prepared, accelerator, optimizer, schedule, [a.next_examples() for a in active], config))
         if step % config.eval_every == 0 or step == config.max_steps:
             _log(active, unread, step)
-            for a in active: a.judge(step, config)
+            with _whole(model.stack):
+                for k, a in enumerate(active): a.judge(step, config, model.stack, k)
             _clock(active, start, len(results))
-            for a in active:
-                if a.result.stopped: a.finish()
+            for k, a in enumerate(active):
+                if a.result.stopped: a.finish(model.stack, k)
             if not (going := [k for k, a in enumerate(active) if not a.result.stopped]): break
             if len(going) < len(active): _keep(model.stack, optimizer, going)
             active = [active[k] for k in going]
-        stopping, began = stop(), time.perf_counter()
-        if stopping or began >= next_save:
+        began = time.perf_counter(); stopping, saving = _agree(accelerator, stop(), began >= next_save)
+        if stopping or saving:
             _log(active, unread, step); _clock(active, start, len(results))
             for k, a in enumerate(active):
-                if a.trainee.checkpoints: save_checkpoint(a.trainee.checkpoints, step, _parts(a, k, model.stack, optimizer, schedule), a.trainee.owner)
+                if not a.trainee.checkpoints: continue
+                parts = _parts(a, k, model.stack, optimizer, schedule)
+                if accelerator.is_main_process: save_checkpoint(a.trainee.checkpoints, step, parts, a.trainee.owner)
             ended = time.perf_counter(); next_save = ended + (save_every and max(save_every, 20*(ended-began)))
         if stopping: raise Interrupted(f'stopped after step {step}')
     return results
@@ -135,31 +142,33 @@ class _Progress:
         self.batch = next(self.order)
         return [self.trainee.examples[i] for i in self.batch]
 
-    def judge(self, step, config):
+    def judge(self, step, config, stack, k):
         r = self.result
         r.steps, r.last_accuracy = step, self.trainee.validate()
         r.evaluations.append(dict(step=step, validation_accuracy=r.last_accuracy))
         if r.last_accuracy > r.best_accuracy:
             r.best_step, r.best_accuracy = step, r.last_accuracy
-            self.best = {name:p.detach().clone() for name, p in self.student.named_parameters()}
+            self.best = {name:_slice(p, k).clone() for name, p in stack.weights.items()}
         self.trainee.progress(step, r.history[-1]['loss'])
         if r.best_accuracy == 100: r.stopped = 'perfect'
         elif config.patience and step-r.best_step >= config.patience: r.stopped = 'patience'
         elif step == config.max_steps: r.stopped = 'max_steps'
 
-    def go_on(self, step, made_with):
+    def go_on(self, step, made_with, stack):
         state, best = self.trainee.saved.parts['state'], self.trainee.saved.parts.get('best')
         self.batch = next(islice(self.order, step-1, None))
-        self.best = {name:p.detach().clone().copy_(best[name]) for name, p in self.student.named_parameters()} if best else None
+        self.best = {name:_kept_as(p, best[name][None].to(p.device)) if _sharded(stack) else best[name].to(p.device) for name, p in stack.weights.items()} if best else None
         self.result = TrainingResult(**copy.deepcopy(state['result'])); self.before = self.result.seconds
         why = [f'{name} {made_with.get(name)} and not {value}' for name, value in state['made_with'].items() if made_with.get(name) != value]
         if self.batch != state['batch']: why.append('another order of examples')
+        if made_with['processes'] > 1: why.append('several processes draw their dropout anew')
         if made_with['device'].startswith('cuda'): why.append('sums on a GPU are not repeatable')
         self.result.resumed.append(dict(step=step, exact=not why) | (dict(why='; '.join(why)) if why else {}))
         if why: print(f"dsbs: going on from step {step}, but not to the bit: {'; '.join(why)}", file=sys.stderr, flush=True)
 
-    def finish(self):
-        for name, p in self.student.named_parameters(): p.data.copy_(self.best[name])
+    def finish(self, stack, k):
+        for name, p in stack.weights.items(): _slice(p, k).copy_(self.best[name])
+        if _sharded(stack): _gather(stack)
         self.trainee.done(self.result)
 
 def update(
@@ -169,18 +178,21 @@ def update(
 ) -> dict[str, torch.Tensor]: # Losses: [K]
     "One update of every student."
     size, summed = math.ceil(len(students[0])/config.accumulation), {}
-    batches = [collate(*(rows[i:i+size] for rows in students)).to(accelerator.device) for i in range(0, len(students[0]), size)]
-    totals = token_counts(*batches)
-    for batch in batches:
-        losses = model(batch, totals)
-        accelerator.backward(losses['loss'].sum())
+    processes, own = accelerator.num_processes, slice(accelerator.process_index, None, accelerator.num_processes)
+    batches = [collate(*(rows[i:i+size][own] for rows in students)).to(accelerator.device) for i in range(0, len(students[0]), size)]
+    totals = _sum_over_processes(accelerator, token_counts(*batches))
+    for i, batch in enumerate(batches):
+        with accelerator.no_sync(model) if i+1 < len(batches) else nullcontext():
+            with accelerator.autocast(): losses = model(batch, totals)
+            accelerator.backward(losses['loss'].sum()*processes) # of whose gradients the mean is taken
         for name, value in losses.items(): summed[name] = summed.get(name, 0) + value.detach()
-    _clip([p.grad for p in model.parameters()], config.clip)
+    _clip([p.grad for p in model.parameters()], config.clip, accelerator)
     optimizer.step(); schedule.step(); optimizer.zero_grad()
-    return summed
+    return _sum_over_processes(accelerator, summed)
 
-def _clip(gradients, largest): # each student's gradient on its own
-    norms = torch.stack([get_total_norm([g[k] for g in gradients]) for k in range(len(gradients[0]))])
+def _clip(gradients, largest, accelerator): # each student's gradient on its own
+    if isinstance(gradients[0], DTensor): gradients = [g.to_local() for g in gradients]; norms = accelerator.reduce(get_total_norm(gradients)[None]**2, 'sum')**.5
+    else: norms = torch.stack([get_total_norm([g[k] for g in gradients]) for k in range(len(gradients[0]))])
     scale = (largest/(norms + 1e-6)).clamp(max=1)
     for g in gradients: g.mul_(scale.view(-1, *[1]*(g.dim()-1)))
 
@@ -197,7 +209,42 @@ def _read_losses(unread, last_step): # for each student, a row for each update
     first = last_step-len(read)+1
     return [[dict(step=first+i, **{name:float(f'{values[k]:.5g}') for name, values in losses.items()}) for i, losses in enumerate(read)] for k in range(len(read[0]['loss']))]
 
-# %% ../nbs/09_training.ipynb #5bab9516
+# %% ../nbs/09_training.ipynb #d963763c
+def _distribute(model, accelerator, trainees, config):
+    n = accelerator.num_processes
+    if n > 1 and len(trainees) > 1: raise ValueError('several processes train one student')
+    rows = min(config.batch_size, len(trainees[0].examples))
+    if n > 1 and (rows % config.accumulation or rows//config.accumulation < n):
+        raise UsageError(f'{rows} examples cannot be shared by {n} processes in {config.accumulation} equal micro-batches: change batch_size or accumulation')
+    if not accelerator.is_fsdp2: prepared = accelerator.prepare(model); model.stack.share(); return prepared
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+    where = lambda p: Shard(next((d for d in range(1, p.ndim) if p.shape[d] % n == 0), 0))
+    half = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if config.dtype == 'bfloat16' else MixedPrecisionPolicy()
+    return fully_shard(model, mesh=init_device_mesh(accelerator.device.type, (n,)), mp_policy=half, shard_placement_fn=where)
+
+def _sharded(stack): return isinstance(next(stack.parameters()), DTensor)
+def _slice(w, k): return w.detach() if isinstance(w, DTensor) else w.detach()[k] # of a student
+def _entire(w): return w.full_tensor()[0].cpu() if isinstance(w, DTensor) and w.dim() else w.full_tensor() if isinstance(w, DTensor) else w
+def _kept_as(w, whole): return distribute_tensor(whole, w.device_mesh, w.placements) if isinstance(w, DTensor) else whole
+
+def _gather(stack): # the weights of its one student
+    for name, p in stack.students[0].named_parameters(): p.data = stack.weights[name.replace('.', '/')].detach().full_tensor()[0]
+
+@contextmanager
+def _whole(stack): # its students have all their weights
+    if not _sharded(stack): yield; return
+    _gather(stack)
+    try: yield
+    finally:
+        for p in stack.students[0].parameters(): p.data = p.data.new_empty(0)
+
+def _sum_over_processes(accelerator, values): return accelerator.reduce(values, 'sum') if accelerator.num_processes > 1 else values
+
+def _agree(accelerator, *wishes): # what any of the processes wants
+    if accelerator.num_processes == 1: return wishes
+    return accelerator.reduce(torch.tensor(wishes, dtype=torch.float, device=accelerator.device), 'sum').bool().tolist()
+
+# %% ../nbs/09_training.ipynb #bae074c6
 MOMENTS = ('exp_avg', 'exp_avg_sq') # Of AdamW
 
 def _parts(a, k, stack, optimizer, schedule): # of the checkpoint of the k-th student
@@ -205,16 +252,16 @@ def _parts(a, k, stack, optimizer, schedule): # of the checkpoint of the k-th st
     random = stack.random.bit_generator.state
     state_of = dict(schedule=schedule.state_dict(), batch=a.batch, result=vars(a.result), made_with=_made_with(stack),
                     random=dict(dropout=random | dict(state=dict(state=random['state']['state'].tolist())), torch=_hex(torch.get_rng_state()), cuda=_hex(torch.cuda.get_rng_state()) if _device(stack).type == 'cuda' else ''))
-    parts = dict(model={name:p[k] for name, p in weights}, state=state_of,
-                 optimizer={f'{m}/{name}':state[p][m][k] for name, p in weights for m in MOMENTS} | {f'step/{name}':state[p]['step'] for name, p in weights})
-    return parts | (dict(best=a.best) if a.best else {})
+    parts = dict(model={name:_entire(_slice(p, k)) for name, p in weights}, state=state_of,
+                 optimizer={f'{m}/{name}':_entire(_slice(state[p][m], k)) for name, p in weights for m in MOMENTS} | {f'step/{name}':_entire(state[p]['step']) for name, p in weights})
+    return parts | (dict(best={name:_entire(best) for name, best in a.best.items()}) if a.best else {})
 
 def _go_on(active, stack, optimizer, schedule): # the step at which the checkpoints were made
     saved = [a.trainee.saved for a in active]
     if len(steps := {c.step if c else 0 for c in saved}) > 1: raise ValueError(f'students at different steps cannot train side by side: {sorted(steps)}')
     if not (step := steps.pop()): return 0
     for name, p in stack.weights.items():
-        together = lambda part, name: torch.stack([c.parts[part][name] for c in saved]).to(p.device)
+        together = lambda part, name: _kept_as(p, torch.stack([c.parts[part][name] for c in saved]).to(p.device))
         p.data.copy_(together('model', name))
         optimizer.state[p] = {m:together('optimizer', f'{m}/{name}') for m in MOMENTS} | dict(step=saved[0].parts['optimizer'][f'step/{name}'].clone().to(p.device))
     state = saved[0].parts['state']
@@ -222,7 +269,7 @@ def _go_on(active, stack, optimizer, schedule): # the step at which the checkpoi
     for group, rate in zip(optimizer.param_groups, schedule.get_last_lr()): group['lr'] = rate
     stack.random.bit_generator.state = state['random']['dropout']; torch.set_rng_state(_unhex(state['random']['torch']))
     if state['random']['cuda'] and _device(stack).type == 'cuda': torch.cuda.set_rng_state(_unhex(state['random']['cuda']))
-    for a in active: a.go_on(step, _made_with(stack))
+    for a in active: a.go_on(step, _made_with(stack), stack)
     return step
 
 def _device(stack): return next(stack.parameters()).device
@@ -232,4 +279,4 @@ def _unhex(text): return torch.frombuffer(bytearray.fromhex(text), dtype=torch.u
 def _made_with(stack): # what else decides the bits
     device, made = _device(stack), provenance()
     where = torch.cuda.get_device_name(device) if device.type == 'cuda' else made['machine']['processor']
-    return made['versions'] | dict(device=f'{device.type}: {where}', threads=torch.get_num_threads())
+    return made['versions'] | dict(device=f'{device.type}: {where}', threads=torch.get_num_threads(), processes=PartialState().num_processes)

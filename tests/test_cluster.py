@@ -77,6 +77,16 @@ def test_snakemake_reads_the_paper_grid(project, recorded):
     assert done.returncode == 0 and re.search(r'^run_gpu +20$', said, re.MULTILINE) and said.count('gpu=1') >= 20, said
 
 
+def test_a_run_that_asks_for_several_gpus_gets_as_many_processes(project, recorded):
+    code = emit_snakemake(['rationale_weight'], 'paper', project/'jobs', recorded)[0].read_text()
+    specs = {str(n):dict(gpu=n, settings=["task=it's"]) for n in (0, 1, 8)}
+    there = dict(DSBS='some where/dsbs', DATA='data', SPECS=specs); exec('import os, shlex, shutil\n' + code[code.index('def dsbs('):code.index('rule all')], there)
+    alone = ['some where/dsbs', 'run', "task=it's", '--data-dir', 'data']
+    assert [shlex.split(there['run'](k)) for k in '01'] == [alone, alone]
+    assert shlex.split(there['run']('8')) == ['some where/accelerate', 'launch', '--config_file', 'configs/fsdp2.yaml', '--main_process_port', '0', '--num_processes', '8', *alone]
+    assert (ROOT/'configs'/'fsdp2.yaml').is_file()
+
+
 def test_the_words_of_a_job_are_its_run():
     odd = RunSpec(task="/tmp/it's {a} $task; x", teacher='/tmp/{{rationales}}', stand_in=False, rationale_weight=0., train_fraction=.3, label_source='teacher', accumulation=2)
     for spec in (odd, RunSpec(task='esnli', stand_in=True), RunSpec(n_train=3, extra='same_kind', n_extra=2)):

@@ -1,0 +1,68 @@
+"One training by several processes: it is that of one process."
+import json, os, signal, subprocess, sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+ROOT, BIN = Path(__file__).resolve().parents[1], Path(sys.executable).parent
+TINY = 'task=same_kind student=scratch-32x2 n_train=64 batch_size=16 accumulation=2 max_steps=12 eval_every=6 learning_rate=3e-3 dropout=0'.split()
+
+
+def start(tmp_path, way, *settings, runs='runs'):
+    launch = [str(BIN/'accelerate'), 'launch', '--config_file', str(ROOT/'configs'/f'{way}.yaml'), '--num_processes', '2', '--main_process_port', '0'] if way != 'one' else [sys.executable]
+    changed = {t.split('=')[0] for t in settings}
+    env = dict(os.environ, DSBS_RUNS=str(tmp_path/runs), ACCELERATE_USE_CPU='true', OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT))
+    program = tmp_path/'dsbs_command.py'; program.write_text('import sys\nfrom dsbs.cli import main\nsys.exit(main())\n')
+    return subprocess.Popen([*launch, str(program), 'run', *(t for t in TINY if t.split('=')[0] not in changed), *settings, '--json'], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, cwd=tmp_path)
+
+
+def record(process):
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    return json.loads(out), err
+
+
+def same_training(one, two):
+    for a, b in zip(one['history'], two['history'], strict=True):
+        assert a.keys() == b.keys() and all(abs(a[name]-b[name]) <= 2e-5*abs(a[name]) for name in a), (a, b)
+    assert two['metrics'] == one['metrics'] and two['key'] == one['key'] and two['answers'] == one['answers']
+
+
+@pytest.mark.parametrize('way, settings', [('ddp', []), pytest.param('fsdp2', [], marks=pytest.mark.slow), pytest.param('ddp', ['method=standard'], marks=pytest.mark.slow),
+                                           pytest.param('fsdp2', ['task_prefix=decoder', 'schedule=constant'], marks=pytest.mark.slow)], ids=lambda v: ' '.join(v) if isinstance(v, list) else v)
+def test_two_processes_train_as_one(tmp_path, way, settings):
+    one, _ = record(start(tmp_path, 'one', *settings, '--save', str(tmp_path/'one'), runs='a'))
+    two, said = record(start(tmp_path, way, *settings, '--save', str(tmp_path/'two'), runs='b'))
+    same_training(one, two)
+    assert (one['provenance']['processes'], two['provenance']['processes']) == (1, 2)
+    assert said.count('step 12: loss') == 1
+    a, b = (load_file(tmp_path/name/'model.safetensors') for name in ('one', 'two'))
+    assert a.keys() == b.keys() and max((a[name]-b[name]).abs().max().item() for name in a) < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('way', ['ddp', 'fsdp2'])
+def test_two_processes_are_stopped_and_go_on(tmp_path, way):
+    longer = ['max_steps=240', 'accumulation=1', 'schedule=constant', 'learning_rate=1e-3']
+    process = start(tmp_path, way, *longer)
+    while 'step 12' not in process.stderr.readline(): assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) != 0
+    assert list(tmp_path.glob('runs/*/checkpoints/*/manifest.json')) and not list(tmp_path.glob('runs/*/record.json'))
+    two, said = record(start(tmp_path, way, *longer))
+    (resumed,) = two['provenance']['resumed']
+    assert 12 <= resumed['step'] < 240 and not resumed['exact'] and 'several processes' in resumed['why'] and 'not to the bit' in said
+    assert [h['step'] for h in two['history']] == list(range(1, 241)) and not list(tmp_path.glob('runs/*/checkpoints'))
+    one, _ = record(start(tmp_path, 'one', *longer, runs='alone'))
+    for a, b in zip(one['history'][:60], two['history'][:60], strict=True): assert abs(a['loss']-b['loss']) <= 1e-3*a['loss'] # small differences grow in time
+
+
+def test_what_several_processes_cannot_do(tmp_path, monkeypatch):
+    from dsbs.experiments import run_all
+    from dsbs.records import UsageError
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    with pytest.raises(UsageError, match='one run, not a grid'): run_all([], runs_dir=tmp_path)
+    monkeypatch.delenv('WORLD_SIZE')
+    process = start(tmp_path, 'ddp', 'accumulation=16')
+    assert process.communicate(timeout=120)[1].count('16 examples cannot be shared by 2 processes in 16 equal micro-batches') and process.returncode != 0
