@@ -71,11 +71,11 @@ class Setup:
         base = self.standard if method == 'standard' else self.step_by_step
         return self.runs(method, sizes, max_steps=round(ratio*base.max_steps), patience=round(ratio*base.patience), **changes)
 
-# %% ../nbs/14_grids.ipynb #827b6c18
+# %% ../nbs/14_grids.ipynb #25678fb0
 STARTS = {'small': dict(init_factor=.3, learning_rate=3e-3), 'medium': dict(init_factor=1., learning_rate=2e-3), 'slow': dict(init_factor=1., learning_rate=1e-3)}
-CHOSEN = {'same_kind': dict(standard='slow', step_by_step='small'),
+CHOSEN = {'same_kind': dict(standard='slow', step_by_step='medium'),
           'heavier': dict(standard='slow', step_by_step='small'),
-          'more_picked': dict(standard='small', step_by_step='medium')}
+          'more_picked': dict(standard='small', step_by_step='slow')}
 EMBEDDED_BASE = RunSpec(student='scratch-64x2', dropout=0., schedule='constant', batch_size=16, max_steps=600, eval_every=50, patience=300)
 
 def _embedded(task, base=EMBEDDED_BASE, **sizes):
