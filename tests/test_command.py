@@ -100,6 +100,7 @@ def test_smoke_leaves_good_figures_alone(dsbs, tmp_path):
     assert not list(reports.glob('.staging-*'))
 
 
+@pytest.mark.slow
 def test_killed_grid_goes_on_where_it_stopped(dsbs, tmp_path):
     "SIGKILL in the middle: what was recorded is not made again, and the results are those of an undisturbed run."
     from dsbs.runs import same_numbers

@@ -29,8 +29,8 @@ def same_training(one, two):
     assert two['metrics'] == one['metrics'] and two['key'] == one['key'] and two['answers'] == one['answers']
 
 
-@pytest.mark.parametrize('way, settings', [('ddp', []), pytest.param('fsdp2', [], marks=pytest.mark.slow), pytest.param('ddp', ['method=standard'], marks=pytest.mark.slow),
-                                           pytest.param('fsdp2', ['task_prefix=decoder', 'schedule=constant'], marks=pytest.mark.slow)], ids=lambda v: ' '.join(v) if isinstance(v, list) else v)
+@pytest.mark.slow
+@pytest.mark.parametrize('way, settings', [('ddp', []), ('fsdp2', []), ('ddp', ['method=standard']), ('fsdp2', ['task_prefix=decoder', 'schedule=constant'])], ids=lambda v: ' '.join(v) if isinstance(v, list) else v)
 def test_two_processes_train_as_one(tmp_path, way, settings):
     one, _ = record(start(tmp_path, 'one', *settings, '--save', str(tmp_path/'one'), runs='a'))
     two, said = record(start(tmp_path, way, *settings, '--save', str(tmp_path/'two'), runs='b'))
