@@ -257,7 +257,7 @@ def learning_curves(
     say_what_is_missing(ax, pd.DataFrame(dict(n=[3]*len(seeds))), missing)
     return ax
 
-# %% ../nbs/16_plotting.ipynb #989c9877
+# %% ../nbs/16_plotting.ipynb #942215e4
 def headline_bars(
     ax:plt.Axes,
     least:pd.DataFrame, # panel, curve and the fields of `claims.smallest_and_least`
@@ -269,6 +269,7 @@ def headline_bars(
         if p[field] is None or pd.isna(p[field]): ax.text(0, row, ' does not pass the teacher', va='center', fontsize=7)
         else: ax.barh(row, p[field], color=LOOKS[p['curve']].color, height=.6); ax.text(p[field], row, f' {short_number(p[field])}', va='center', fontsize=7)
     ax.set_yticks(range(len(least)), [LOOKS[c].name for c in reversed(list(least['curve']))] if len(least) else []); ax.grid(axis='y', visible=False)
+    ax.xaxis.set_major_locator(ticker.MaxNLocator(4)); ax.xaxis.set_major_formatter(lambda value, _: short_number(value))
     ax.set_xlabel(label); ax.set_xlim(0, 1.25*max([v for v in least[field] if v and not pd.isna(v)], default=1)) if len(least) else say_what_is_missing(ax, least)
     return ax
 
