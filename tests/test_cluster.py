@@ -1,5 +1,5 @@
 "Runs as jobs of Snakemake: what is written, and that the same folders come out, on this machine and on a Slurm of one node."
-import json, os, re, secrets, shutil, signal, socket, subprocess, sys, tempfile, time
+import json, os, re, secrets, shlex, shutil, signal, socket, subprocess, sys, tempfile, time
 from pathlib import Path
 
 import pytest, yaml
@@ -286,7 +286,7 @@ def test_slurm_leaves_the_same_folders_though_jobs_are_killed(project, slurm, ma
         while not records(project) and time.time() < deadline: time.sleep(.2)
         gone = None # the next job: killed as soon as it trains
         while not gone and time.time() < deadline:
-            running = [p for p in (project/'runs').glob('*/running') if not (p.parent/'record.json').exists()]
+            running = [p for p in (project/'runs').glob('*/lease.*') if not (p.parent/'record.json').exists()]
             if running and len(records(project)) == 1: gone = slurm('squeue', '-h', '-t', 'R', '-o', '%i').stdout.split(); slurm('scancel', *gone)
             time.sleep(.2)
         assert gone, (project.parent/'log').read_text()
