@@ -254,13 +254,15 @@ def test_failed_by_another_launcher_is_failed(tmp_path, quick):
 
 def test_status_tells_what_runs_where(tmp_path, quick, main):
     quick.setattr(experiments, '_train', stand_in(tmp_path, (10, 10))); (tmp_path/'runs').mkdir()
-    process = launcher(tmp_path, lambda folder: run_all(GRID, runs_dir=folder/'runs', workers=2)); wait_for(lambda: len(notes(tmp_path, 'start')) >= 4)
-    status = json.loads(main('status', '--json')[1])
+    process = launcher(tmp_path, lambda folder: run_all(GRID, runs_dir=folder/'runs', workers=2)); wait_for(lambda: len({n['pid'] for n in notes(tmp_path, 'start')}) == 2)
+    now = lambda: json.loads(main('status', '--json')[1])
+    wait_for(lambda: now()['running'] == len(notes(tmp_path, 'start'))) # a lease is taken before its run says that it begins
+    status = now()
     assert (status['done'], status['running'], status['failed'], status['done']+status['running']+status['failed']+status['pending']) == (0, len(notes(tmp_path, 'start')), 0, 9)
     assert {p['pid'] for p in status['processes']} == {l['pid'] for l in notes(tmp_path, 'start')} and all(p['host'] and p['since'] for p in status['processes'])
     assert f"process {status['processes'][0]['pid']}" in main('status')[1]
     kill_all(process); process.join()
-    if leases._where(): wait_for(lambda: json.loads(main('status', '--json')[1])['running'] == 0)
+    if leases._where(): wait_for(lambda: now()['running'] == 0)
 
 
 def test_retry_is_asked_for_on_the_command_line(main, monkeypatch):
