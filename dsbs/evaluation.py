@@ -5,19 +5,18 @@
 # %% auto #0
 __all__ = ['BATCH_TOKENS', 'generate', 'label_accuracy', 'likeliest_labels', 'next_token_accuracy', 'prediction_cost']
 
-# %% ../nbs/10_evaluation.ipynb #54bc9146
+# %% ../nbs/10_evaluation.ipynb #71c00992
 import statistics, time
 from collections.abc import Sequence
 
 import torch
-from transformers.modeling_outputs import BaseModelOutput
 
 from .extraction import extract
 from .multitask import ANSWER_MARK, LABEL_START, label_from_output, make_views
 from .student import Stack, make_student
 from .tasks import is_correct, load_task
 
-# %% ../nbs/10_evaluation.ipynb #c0906b6e
+# %% ../nbs/10_evaluation.ipynb #a9f6b87c
 BATCH_TOKENS = 4096 # Input tokens in a batch: as much as a CPU's caches like
 
 def generate(
@@ -32,20 +31,27 @@ def generate(
 ) -> list[str]: # One output per input, in the same order
     "Greedy generation."
     outputs = [None]*len(inputs)
-    def answer(some, memory, mask):
-        made = t5.generate(encoder_outputs=memory, attention_mask=mask, max_new_tokens=max_new_tokens, decoder_start_token_id=start, do_sample=False, num_beams=1)
+    def answer(some, stack, memory, mask):
+        made = _greedy(stack, memory, mask, max_new_tokens, start)
         for i, text in zip(some, tokenizer.batch_decode(made, skip_special_tokens=True)): outputs[i] = text
     _for_batches(answer, t5, tokenizer, inputs, batch_tokens, max_input, dtype)
     return outputs
 
-def _for_batches(work, t5, tokenizer, inputs, batch_tokens, max_input, dtype): # work(places, encoded, mask), shortest inputs first
+def _greedy(stack, memory, mask, longest, start, ends=True): # [R, tokens]; each row is padded after its end
+    c, made, cache = stack.config, [], {}
+    ids = torch.full((*mask.shape[:2], 1), start, device=mask.device); ended = torch.zeros_like(ids, dtype=torch.bool)
+    while len(made) < longest and not (ends and ended.all()):
+        ids = stack.logits(stack.decode(ids, memory, mask, cache)).argmax(-1)[..., None].masked_fill(ended, c.pad_token_id)
+        made.append(ids); ended |= (ids == c.eos_token_id) & ends
+    return torch.cat(made, 2)[0]
+
+def _for_batches(work, t5, tokenizer, inputs, batch_tokens, max_input, dtype): # work(places, stack, encoded, mask), shortest inputs first
     ids = tokenizer(list(inputs), max_length=max_input, truncation=True).input_ids
     was_training, stack = t5.training, Stack([t5]).eval(); t5.eval()
     with torch.inference_mode(), torch.autocast(t5.device.type, torch.bfloat16, enabled=dtype == 'bfloat16'):
         for some in _sorted_batches(list(map(len, ids)), batch_tokens):
             batch = tokenizer.pad({'input_ids':[ids[i] for i in some]}, return_tensors='pt').to(t5.device)
-            memory = stack.encode(batch.input_ids[None], batch.attention_mask[None]).view(*batch.input_ids.shape, -1)
-            work(some, BaseModelOutput(last_hidden_state=memory), batch.attention_mask)
+            work(some, stack, stack.encode(batch.input_ids[None], batch.attention_mask[None]), batch.attention_mask[None])
     t5.train(was_training)
 
 def _sorted_batches(lengths, tokens): # places
@@ -66,7 +72,7 @@ def label_accuracy(
     right = sum(is_correct(label_from_output(o, method), l, answer) for o, l in zip(outputs, labels, strict=True))
     return round(100*right/len(labels), 4)
 
-# %% ../nbs/10_evaluation.ipynb #030c2949
+# %% ../nbs/10_evaluation.ipynb #3a77a28a
 def likeliest_labels(
     t5,
     tokenizer,
@@ -80,17 +86,18 @@ def likeliest_labels(
     labels = tokenizer(list(label_set), padding=True, return_tensors='pt').to(t5.device).input_ids
     targets, written = labels.masked_fill(labels == tokenizer.pad_token_id, -100), torch.nn.functional.pad(labels[:, :-1], (1, 0), value=LABEL_START)
     chosen = [None]*len(inputs)
-    def choose(some, memory, mask):
-        scores = torch.stack([_log_probability(t5, memory, mask, w, y) for w, y in zip(written, targets)], 1)
+    def choose(some, stack, memory, mask):
+        scores = torch.stack([_log_probability(stack, memory, mask, w, y) for w, y in zip(written, targets)], 1)
         for i, best in zip(some, scores.argmax(1).tolist()): chosen[i] = label_set[best]
     _for_batches(choose, t5, tokenizer, inputs, batch_tokens, max_input, dtype)
     return chosen
 
-def _log_probability(t5, memory, mask, written, target): # of one label, for each row
-    logits = t5(encoder_outputs=memory, attention_mask=mask, decoder_input_ids=written.expand(len(mask), -1)).logits
-    return -torch.nn.functional.cross_entropy(logits.float().mT, target.expand(len(mask), -1), reduction='none').sum(1)
+def _log_probability(stack, memory, mask, written, target): # of one label, for each row
+    rows = mask.shape[1]
+    logits = stack.logits(stack.decode(written.expand(1, rows, -1), memory, mask))[0]
+    return -torch.nn.functional.cross_entropy(logits.float(), target.repeat(rows), reduction='none').view(rows, -1).sum(1)
 
-# %% ../nbs/10_evaluation.ipynb #78510585
+# %% ../nbs/10_evaluation.ipynb #28800d39
 def next_token_accuracy(
     t5,
     tokenizer,
@@ -104,15 +111,16 @@ def next_token_accuracy(
 ) -> float: # Percent of target tokens
     "How often the target's next token is the student's likeliest, given the tokens before."
     right, total = [], []
-    def compare(some, memory, mask):
+    def compare(some, stack, memory, mask):
         ids = tokenizer([targets[i] for i in some], max_length=max_target, truncation=True, padding=True, return_tensors='pt').to(t5.device).input_ids
-        made = t5(encoder_outputs=memory, attention_mask=mask, decoder_input_ids=torch.nn.functional.pad(ids[:, :-1], (1, 0), value=start)).logits.argmax(-1)
+        written = torch.nn.functional.pad(ids[:, :-1], (1, 0), value=start)
+        made = stack.logits(stack.decode(written[None], memory, mask)).argmax(-1).view_as(ids)
         there = ids != tokenizer.pad_token_id
         right.append(((made == ids) & there).sum().item()); total.append(there.sum().item())
     _for_batches(compare, t5, tokenizer, inputs, batch_tokens, max_input, dtype)
     return round(100*sum(right)/sum(total), 4)
 
-# %% ../nbs/10_evaluation.ipynb #aa9f620a
+# %% ../nbs/10_evaluation.ipynb #32ed17e5
 def prediction_cost(
     students:Sequence[str], # Of `specs.SCRATCH`
     task:str='same_kind', # An embedded task
@@ -127,15 +135,16 @@ def prediction_cost(
     finally: torch.set_num_threads(before)
 
 def _cost_rows(name, texts, task, said, repeats, batch_size):
-    t5, tokenizer = make_student(name, texts); t5.eval()
+    t5, tokenizer = make_student(name, texts); stack = Stack([t5]).eval()
     batch = tokenizer([make_views(task.example('test', i), 'standard').label[0] for i in range(batch_size)], padding=True, return_tensors='pt')
     label, both = (len(tokenizer(text).input_ids) for text in (said.label, f'{said.rationale} {ANSWER_MARK} {said.label}'))
-    return [dict(student=name, parameters=t5.num_parameters(), form=form, new_tokens=n, milliseconds=round(_median_time(t5, batch, n, repeats)/batch_size*1000, 4), threads=1)
+    return [dict(student=name, parameters=t5.num_parameters(), form=form, new_tokens=n, milliseconds=round(_median_time(stack, batch, n, repeats)/batch_size*1000, 4), threads=1)
             for form, n in (('label only', label), ('rationale, then label', both))]
 
 @torch.inference_mode()
-def _median_time(t5, batch, n, repeats): # seconds
+def _median_time(stack, batch, n, repeats): # seconds
+    ids, mask = batch.input_ids[None], batch.attention_mask[None]
     times = []
     for _ in range(repeats+1): # the first warms up
-        start = time.perf_counter(); t5.generate(**batch, min_new_tokens=n, max_new_tokens=n, do_sample=False); times.append(time.perf_counter()-start)
+        start = time.perf_counter(); _greedy(stack, stack.encode(ids, mask), mask, n, LABEL_START, ends=False); times.append(time.perf_counter()-start)
     return statistics.median(times[1:])

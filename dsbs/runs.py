@@ -6,7 +6,7 @@
 __all__ = ['SHOWN', 'train_runs', 'train_run', 'same_numbers', 'run_and_save', 'model_card', 'record_named', 'check_record',
            'verify']
 
-# %% ../nbs/11_runs.ipynb #70930779
+# %% ../nbs/11_runs.ipynb #86e58995
 import json, os, re, shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ from accelerate.utils import gather_object
 from .checkpoints import load_checkpoint
 from .evaluation import generate, label_accuracy, likeliest_labels, next_token_accuracy
 from .extraction import Reading, extract, human_rationales, quality, set_name
-from .multitask import ANSWER_MARK, LABEL_START, RATIONALE_START, StepByStep, make_views, tokenise
+from .multitask import ANSWER_MARK, LABEL_START, RATIONALE_START, StepByStep, in_one_shape, make_views, tokenise
 from .records import UsageError, canonical_json, is_main_process, now, provenance, read_jsonl, reports_dir, runs_dir as find_runs_dir, write_text
 from .specs import ADDED, PREFIXES, SCRATCH, RunSpec, in_common, key_of, make_spec, prepare, recipe, run_key, train_size, training_examples
 from .student import make_student
@@ -38,16 +38,16 @@ def _prompts(folder): # split -> hash of the prompt that a rationale set was ask
     cards = sorted(Path(folder).expanduser().glob('*.card.json')) if folder else []
     return {p.name.split('.')[0]:json.loads(p.read_text(encoding='utf-8')).get('prompt', '') for p in cards}
 
-# %% ../nbs/11_runs.ipynb #a9a541ba
+# %% ../nbs/11_runs.ipynb #54da924f
 def _tokenizer_texts(data, prefix_style, method):
     label, rationale = PREFIXES[prefix_style]
-    for row in data.task['train']:
+    for row in data.task['train'].to_list():
         if method == 'single_task': yield ANSWER_MARK
         yield label + row['input']; yield rationale + row['input']; yield row['label']
         if row['id'] in data.readings: yield data.readings[row['id']].rationale
 
 def _questions(spec, data, split):
-    rows, why = data.task[split], {}
+    rows, why = data.task[split][:], {}
     if spec.method == 'rationale_as_input': why = {i:data.readings[i].rationale or None for i in rows['id']}
     return [make_views(Example(i, x, '', why.get(i)), spec.method, prefix_style=spec.prefix_style, task_prefix=spec.task_prefix).label[0] for i, x in zip(rows['id'], rows['input'])]
 
@@ -61,6 +61,7 @@ class _Run: # a spec with its data and student
         if not examples: raise UsageError(f'none of the {train_size(spec, self.data.task)} training rows has a teacher label')
         self.t5, self.tokenizer = make_student(spec.student, _tokenizer_texts(self.data, spec.prefix_style, spec.method), spec.seed, spec.revision, spec.dropout, spec.init_factor)
         self.rows = tokenise([make_views(e, spec.method, spec.rationale_weight, spec.prefix_style, spec.task_prefix) for e in examples], self.tokenizer, spec.max_input, spec.max_target)
+        self.learned = in_one_shape(self.rows) if spec.student in SCRATCH else self.rows
         self.longest_output = spec.max_target if spec.method == 'single_task' else _longest_label(self.data.task, self.tokenizer)+1
 
     def answer(self, split): # every process a part
@@ -68,15 +69,15 @@ class _Run: # a spec with its data and student
         said = generate(self.t5, self.tokenizer, asked[rank::processes], self.longest_output, max_input=self.spec.max_input, dtype=self.spec.dtype)
         parts = gather_object([said]) if processes > 1 else [said]
         return [parts[i % processes][i//processes] for i in range(len(asked))]
-    def accuracy(self, split, outputs): return label_accuracy(outputs, self.data.task[split]['label'], self.data.task.answer, self.spec.method)
+    def accuracy(self, split, outputs): return label_accuracy(outputs, self.data.task[split][:]['label'], self.data.task.answer, self.spec.method)
     def validate(self): return self.accuracy('validation', self.answer('validation'))
 
     def saved(self): return self.checkpoints and load_checkpoint(self.checkpoints, self.checkpoints.parent.name)
     def trainee(self, saved, progress, done):
-        return Trainee(self.rows, self.validate, self.spec.seed, progress, done, self.checkpoints, self.checkpoints.parent.name if self.checkpoints else '', saved)
+        return Trainee(self.learned, self.validate, self.spec.seed, progress, done, self.checkpoints, self.checkpoints.parent.name if self.checkpoints else '', saved)
 
     def shape(self): # what is equal in runs that may be stacked; None: this one may not
-        lengths = {tuple(map(len, vars(r).values())) for r in self.rows}
+        lengths = {tuple(map(len, vars(r).values())) for r in self.learned}
         if self.spec.dropout or len(lengths) > 1 or self.spec.student not in SCRATCH: return None
         return lengths.pop(), min(self.spec.batch_size, len(self.rows)), len(self.tokenizer)
 
@@ -93,7 +94,8 @@ class _Run: # a spec with its data and student
         if not any(r.rationale_target for r in self.rows): return found
         try: whys = human_rationales(task, 'test') if spec.task in EMBEDDED else extract(task, 'test', self.data_dir, teacher=spec.teacher)
         except UsageError: return found
-        asked = [make_views(Example(i, x, '', whys[i].rationale), 'step_by_step', 1., spec.prefix_style, spec.task_prefix).rationale for i, x in zip(task['test']['id'], task['test']['input']) if whys[i].ok]
+        test = task['test'][:]
+        asked = [make_views(Example(i, x, '', whys[i].rationale), 'step_by_step', 1., spec.prefix_style, spec.task_prefix).rationale for i, x in zip(test['id'], test['input']) if whys[i].ok]
         inputs, targets = map(list, zip(*asked))
         start = RATIONALE_START if spec.task_prefix == 'decoder' else LABEL_START
         found['rationale_token_accuracy'] = next_token_accuracy(self.t5, self.tokenizer, inputs, targets, start, max_input=spec.max_input, max_target=spec.max_target, dtype=spec.dtype)
@@ -104,7 +106,7 @@ class _Run: # a spec with its data and student
 
     def record(self, result):
         spec, task, outputs = self.spec, self.data.task, self.answer('test')
-        metrics = dict(test_accuracy=self.accuracy('test', outputs), **self.beside(), majority_accuracy=_majority(task['test']['label']), validation_accuracy=result.best_accuracy,
+        metrics = dict(test_accuracy=self.accuracy('test', outputs), **self.beside(), majority_accuracy=_majority(task['test'][:]['label']), validation_accuracy=result.best_accuracy,
                        last_validation_accuracy=result.last_accuracy, best_step=result.best_step, steps=result.steps, stopped=result.stopped,
                        n_train=len(self.rows), n_rationales=sum(bool(r.rationale_target) for r in self.rows), n_validation=len(task['validation']),
                        n_test=len(task['test']), parameters=self.t5.num_parameters(), tokens=_tokens(self.rows, result.steps, spec))
@@ -152,7 +154,7 @@ def _who_says(spec, task):
 def _majority(labels): return round(100*Counter(labels).most_common(1)[0][1]/len(labels), 4)
 
 def _longest_label(task, tokenizer):
-    labels = sorted({label for split in task.splits.values() for label in split['label']})
+    labels = sorted({label for split in task.splits.values() for label in split.unique('label')})
     return max(map(len, tokenizer(labels).input_ids))
 
 def _tokens(rows, steps, spec):

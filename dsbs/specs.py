@@ -224,14 +224,14 @@ def key_of(
     settings = {name:value for name, value in settings.items() if name not in ADDED or value != ADDED[name]}
     return hash_json(dict(spec=settings, data=hashes, student=student_hash(spec.student), recipe=recipe(spec)))
 
-# %% ../nbs/05_specs.ipynb #622307ff
+# %% ../nbs/05_specs.ipynb #9d13e912
 def training_examples(
     spec:RunSpec,
     data:Prepared,
 ) -> list[Example]:
     "The examples of a run, in the order of the subset; the added ones last."
     n, answer = train_size(spec, data.task), data.task.answer
-    rows = subset(data.task['train'], n, spec.subset_seed)
+    rows = subset(data.task['train'], n, spec.subset_seed).to_list()
     learned = [_as_learned(row, data.readings, spec.label_source, spec.keep, answer) for row in rows]
     examples = [e for e in learned + _added(spec, data, n) if e]
     change = dict(shuffled=_shuffle_rationales, random=_random_rationales).get(spec.rationales)

@@ -83,7 +83,7 @@ def make_student(
     torch.manual_seed(seed)
     return T5ForConditionalGeneration(scratch_config(name, len(tokenizer), dropout, init_factor)), tokenizer
 
-# %% ../nbs/06_student.ipynb #ae830eb3
+# %% ../nbs/06_student.ipynb #4bcaae8d
 class Stack(nn.Module):
     "K students of one shape: `[K, ...]` weights of which each student's own are slices."
     def __init__(self, students:Sequence[T5ForConditionalGeneration]):
@@ -117,16 +117,19 @@ class Stack(nn.Module):
         return _drop(self, _norm(self, hidden, 'encoder.final_layer_norm'))
 
     def decode(self,
-        ids:torch.Tensor, # [K, R, U], what is written so far
+        ids:torch.Tensor, # [K, R, U], what is written so far; with `cache` only what is new
         memory:torch.Tensor, # [K, R*T, width], from `encode`
         mask:torch.Tensor, # [K, R, T]
+        cache:dict|None=None, # Keys and values by layer, kept for the next call; empty at first
     ) -> torch.Tensor: # [K, R*U, width]
-        ahead = torch.ones(ids.shape[2], ids.shape[2], dtype=torch.bool, device=ids.device).triu(1)
-        bias = _position_bias(self, 'decoder', ids.shape[2]).masked_fill(ahead, LOWEST)
+        before = next(iter(cache.values()))[0].shape[3] if cache else 0
+        length = before+ids.shape[2]
+        ahead = torch.ones(length, length, dtype=torch.bool, device=ids.device).triu(1)
+        bias = _position_bias(self, 'decoder', length).masked_fill(ahead, LOWEST)[..., before:, :]
         hidden, mask = _embed(self, ids), _mask_bias(mask)
         for i in range(self.config.num_decoder_layers):
-            hidden = _attend(self, hidden, f'decoder.block.{i}.layer.0', 'SelfAttention', bias.expand(-1, ids.shape[1], -1, -1, -1))
-            hidden = _attend(self, hidden, f'decoder.block.{i}.layer.1', 'EncDecAttention', mask, memory)
+            hidden = _attend(self, hidden, f'decoder.block.{i}.layer.0', 'SelfAttention', bias.expand(-1, ids.shape[1], -1, -1, -1), cache=cache)
+            hidden = _attend(self, hidden, f'decoder.block.{i}.layer.1', 'EncDecAttention', mask, memory, cache)
             hidden = _feed_forward(self, hidden, f'decoder.block.{i}.layer.2')
         return _drop(self, _norm(self, hidden, 'decoder.final_layer_norm'))
 
@@ -134,7 +137,7 @@ class Stack(nn.Module):
         if self.config.scale_decoder_outputs: hidden = hidden*self.config.d_model**-.5
         return _linear(self, hidden, 'lm_head' if 'lm_head/weight' in self.weights else 'shared')
 
-# %% ../nbs/06_student.ipynb #305d235e
+# %% ../nbs/06_student.ipynb #6ae4dafd
 LOWEST = torch.finfo(torch.float32).min
 
 def _key(name): return name.replace('.', '/')
@@ -163,12 +166,15 @@ def _position_bias(stack, side, length): # [K, 1, heads, T, T]
     at = _position_buckets(length, side == 'encoder', c.relative_attention_num_buckets, c.relative_attention_max_distance, table.device)
     return table[:, at].unflatten(1, (1, length, length)).permute(0, 1, 4, 2, 3)
 
-def _attend(stack, hidden, layer, name, bias, memory=None):
+def _attend(stack, hidden, layer, name, bias, memory=None, cache=None):
     x, rows = _norm(stack, hidden, f'{layer}.layer_norm'), bias.shape[1]
     def heads(x, *parts): # of each part [K, R, heads, T, width of a head]
         made = _linear(stack, x, *(f'{layer}.{name}.{part}' for part in parts))
         return made.unflatten(1, (rows, -1)).unflatten(3, (len(parts), stack.config.num_heads, -1)).permute(3, 0, 1, 4, 2, 5).unbind()
-    q, k, v = heads(x, 'q', 'k', 'v') if memory is None else (*heads(x, 'q'), *heads(memory, 'k', 'v'))
+    kept = cache.get(layer) if cache is not None else None
+    if memory is None: q, *new = heads(x, 'q', 'k', 'v'); k, v = (torch.cat(both, 3) for both in zip(kept, new)) if kept else new
+    else: (q,), (k, v) = heads(x, 'q'), kept or heads(memory, 'k', 'v')
+    if cache is not None: cache[layer] = k, v
     found = _drop(stack, _softmax((q @ k.mT).float().add_(bias))).to(v.dtype) @ v
     return hidden + _drop(stack, _linear(stack, found.transpose(2, 3).flatten(3).flatten(1, 2), f'{layer}.{name}.o'))
 

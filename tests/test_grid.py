@@ -20,7 +20,16 @@ def test_a_run_is_the_same_beside_others_and_alone(tmp_path):
     for together, spec in zip(run_together(specs, runs_dir=tmp_path), specs): assert same_numbers(together) == same_numbers(train_run(spec)[0])
 
 
-@pytest.mark.parametrize('change', [dict(dropout=.1), dict(task='more_picked')], ids=str)
+@pytest.mark.parametrize('change', [dict(task='more_picked'), dict(task='more_picked', method='standard'), dict(rationales='random')], ids=str)
+def test_examples_of_about_one_length_are_padded_to_one_shape_and_train_side_by_side(change, monkeypatch):
+    specs, fit, beside = [replace(s, **change) for s in SEEDS], runs.fit, []
+    monkeypatch.setattr(runs, 'fit', lambda model, trainees, *args: beside.append(len(trainees)) or fit(model, trainees, *args))
+    together = [r for r, *_ in runs.train_runs(specs)]
+    assert max(beside) > 1 and len({len(r.label_input) for r in runs._Run(specs[0], None, None).rows}) > 1 or change.get('rationales') == 'random'
+    for record, spec in zip(together, specs): assert same_numbers(record) == same_numbers(train_run(spec)[0])
+
+
+@pytest.mark.parametrize('change', [dict(dropout=.1), dict(keep='agree', teacher_error=.3)], ids=str)
 def test_what_may_not_be_stacked_is_trained_one_by_one(tmp_path, change):
     specs = [replace(s, **change) for s in SEEDS[:2]]
     for record, spec in zip(run_together(specs, runs_dir=tmp_path), specs): assert same_numbers(record) == same_numbers(train_run(spec)[0])

@@ -6,6 +6,7 @@ import pytest, torch
 from accelerate import Accelerator
 from transformers import T5Config, T5ForConditionalGeneration
 
+from dsbs.evaluation import _greedy
 from dsbs.multitask import StepByStep, Tokenised
 from dsbs.specs import TrainingConfig
 from dsbs.student import Stack, make_student, train_tokenizer
@@ -45,12 +46,36 @@ def stack_logits(t5):
     with torch.inference_mode(): return stack.logits(stack.decode(written, stack.encode(ids, mask), mask)).view(*written.shape[1:], -1)
 
 
+def cached_logits(t5):
+    "Two tokens first, then one after the other."
+    ids, mask, written = (t[None] for t in asked()); stack, cache = Stack([t5]).eval(), {}
+    with torch.inference_mode():
+        memory = stack.encode(ids, mask)
+        parts = [stack.logits(stack.decode(new, memory, mask, cache)).unflatten(1, new.shape[1:]) for new in written.split([2, 1, 1, 1], 2)]
+    return torch.cat(parts, 2)[0]
+
+
 @pytest.mark.parametrize('form', FORMS)
-@pytest.mark.parametrize('forward', [library_logits, stack_logits])
+@pytest.mark.parametrize('forward', [library_logits, stack_logits, cached_logits])
 def test_golden_logits(form, forward):
     golden = torch.tensor(json.loads(GOLDEN.read_text())[form])
     assert golden.shape == (3, 5, 40) and golden.std() > .1
     torch.testing.assert_close(forward(fixed_student(form)), golden, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize('form', FORMS)
+def test_greedy_generation_is_the_library_s(form):
+    "Rows end at different tokens; what ended is padded."
+    t5 = fixed_student(form)
+    ids = torch.tensor([[3+(7*i+5*j+i*j) % 37 for j in range(9)] for i in range(12)]); mask = torch.ones_like(ids); mask[::3, 5:] = 0
+    def theirs(end):
+        t5.generation_config.eos_token_id = end
+        return t5.generate(input_ids=ids, attention_mask=mask, max_new_tokens=7, do_sample=False)[:, 1:].tolist()
+    rows = theirs(None)
+    t5.config.eos_token_id = end = max(range(40), key=lambda t: len({row.index(t) for row in rows if t in row}))
+    stack = Stack([t5]).eval()
+    with torch.inference_mode(): ours = _greedy(stack, stack.encode(ids[None], mask[None]), mask[None], 7, 0).tolist()
+    assert ours == theirs(end) != rows and len({row.index(end) if end in row else 7 for row in ours}) > 1
 
 
 @pytest.mark.parametrize('form', FORMS)
