@@ -71,7 +71,7 @@ class Setup:
         base = self.standard if method == 'standard' else self.step_by_step
         return self.runs(method, sizes, max_steps=round(ratio*base.max_steps), patience=round(ratio*base.patience), **changes)
 
-# %% ../nbs/14_grids.ipynb #25678fb0
+# %% ../nbs/14_grids.ipynb #3c55d211
 STARTS = {'small': dict(init_factor=.3, learning_rate=3e-3), 'medium': dict(init_factor=1., learning_rate=2e-3), 'slow': dict(init_factor=1., learning_rate=1e-3)}
 CHOSEN = {'same_kind': dict(standard='slow', step_by_step='medium'),
           'heavier': dict(standard='slow', step_by_step='small'),
@@ -86,7 +86,7 @@ def _quick():
     short = replace(EMBEDDED_BASE, max_steps=400, patience=200)
     return {
         'same_kind':_embedded('same_kind', sizes=(100, 150, 200, 250, 350, 500, 720), teacher_sizes=(100, 250, 500, 720), search=(250, 500, 720), size=250, control=250, longer_at=250, prefix_sizes=(150, 200, 250, 350, 500, 720),
-                              students=('scratch-32x2', 'scratch-64x2', 'scratch-128x2'), searched=('scratch-32x2', 'scratch-64x2'), teachers=(dict(teacher_error=.05), dict(teacher_error=.2)), guess=.5,
+                              students=('scratch-16x2', 'scratch-32x2', 'scratch-64x2'), searched=('scratch-32x2', 'scratch-64x2'), teachers=(dict(teacher_error=.05), dict(teacher_error=.2)), guess=.5,
                               extra=dict(extra='same_kind', n_extra=250), tune=(200, 450)),
         'heavier':_embedded('heavier', sizes=(300,), prefix_sizes=(300,), control=300, tune=(300,)),
         'more_picked':_embedded('more_picked', short, sizes=(10, 20, 40), prefix_sizes=(10, 20, 40), control=40, tune=(20,))}

@@ -19,14 +19,14 @@ from .records import UsageError, data_dir as find_data_dir, hash_file, hash_json
 from .tasks import Example, Task, is_correct, load_task, subset
 from .teacher import TEACHER_ERROR, check_model
 
-# %% ../nbs/05_specs.ipynb #aca15b7d
+# %% ../nbs/05_specs.ipynb #bf0acda2
 METHODS = ('standard', 'step_by_step', 'single_task', 'rationale_as_input')
 PREFIXES = { # prefix_style -> (label, rationale)
     'paper': ('[label] ', '[rationale] '),
     'authors': ('predict: ', 'explain: ')}
 TASK_PREFIXES = ('encoder', 'decoder')
 LOSS_FORMS = ('paper', 'authors')
-SCRATCH = {f'scratch-{width}x{layers}':(width, layers) for width, layers in ((32, 1), (32, 2), (64, 1), (64, 2), (128, 2), (256, 4), (512, 6))}
+SCRATCH = {f'scratch-{width}x{layers}':(width, layers) for width, layers in ((16, 2), (32, 1), (32, 2), (64, 1), (64, 2), (128, 2), (256, 4), (512, 6))}
 LABEL_SOURCES = ('human', 'teacher')
 RATIONALES = ('teacher', 'shuffled', 'random', 'human')
 KEEP = ('all', 'agree')
