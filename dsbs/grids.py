@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['STARTS', 'CHOSEN', 'EMBEDDED_BASE', 'PRETRAINED', 'GPT_NEOX', 'SETUPS', 'FIGURES', 'PUBLISHED', 'PRESETS', 'PANELS',
-           'SHAPES', 'TOKENS', 'PARTS', 'VALIDATED', 'SPEED', 'USED', 'LAUNCH', 'VOCABULARY', 'over', 'Setup', 'Figure',
-           'grid', 'presets_of', 'specs_of', 'vary', 'measure', 'publish', 'missing', 'runs_table', 'output_folder',
-           'published_beside', 'in_order', 'describe', 'keep_described', 'read_described', 'teacher_lines', 'tokens_of',
-           'estimate', 'plan']
+           'SHAPES', 'TOKENS', 'PARTS', 'VALIDATED', 'SPEED', 'USED', 'LAUNCH', 'VOCABULARY', 'KEPT', 'over', 'Setup',
+           'Figure', 'grid', 'presets_of', 'specs_of', 'vary', 'measure', 'publish', 'missing', 'runs_table',
+           'output_folder', 'published_beside', 'in_order', 'describe', 'keep_described', 'read_described',
+           'teacher_lines', 'tokens_of', 'estimate', 'plan']
 
 # %% ../nbs/14_grids.ipynb #1ad1ce1a
 import json, subprocess
@@ -102,7 +102,7 @@ def _standin():
 # %% ../nbs/14_grids.ipynb #34bfc7bb
 def _prefix(): return {panel:replace(s, prefix_seeds=(0, 1, 2, 3, 4)) for panel, s in _quick().items()}
 
-# %% ../nbs/14_grids.ipynb #7c1bd5e8
+# %% ../nbs/14_grids.ipynb #6a173e8e
 PRETRAINED = ('t5-v1_1-base', 't5-v1_1-large', 't5-v1_1-xxl')
 GPT_NEOX = 'rationales/gpt-neox-20b'
 
@@ -111,7 +111,7 @@ def _paper():
         base = RunSpec(task=task, student=PRETRAINED[0], dtype='bfloat16')
         return Setup(replace(base, method='standard'), base, sizes=fractions, teacher_sizes=fractions, search=tuple(sorted({.001, .125, .25, .5, .75, .8, 1.})), size=1., control=1., prefix_sizes=(1.,),
                      students=PRETRAINED, unit='train_fraction', teachers=({}, dict(teacher=f'{GPT_NEOX}/{task}')), seeds=(0, 1, 2, 3),
-                     by_student={'t5-v1_1-xxl':dict(batch_size=32, max_steps=4000)}, **more)
+                     by_student={'t5-v1_1-xxl':dict(batch_size=32, max_steps=4000, gradient_checkpointing=True)}, **more)
     return {'esnli':setup('esnli'), 'anli1':setup('anli1'), 'cqa':setup('cqa'), 'svamp':setup('svamp', (.125, .25, .5, .8, 1.), extra=dict(extra='asdiv'))}
 
 SETUPS = dict(quick=_quick, tune=_quick, prefix=_prefix, standin=_standin, paper=_paper)
@@ -374,12 +374,13 @@ def teacher_lines(described:list[dict]) -> dict[str, float]: # panel -> percent 
         if row['split'] == 'test': best[row['panel']] = max(row['accuracy'], best.get(row['panel'], 0))
     return best | {f'{panel}_augmented':value for panel, value in best.items() if f'{panel}_augmented' in PANELS}
 
-# %% ../nbs/14_grids.ipynb #5a18fe62
+# %% ../nbs/14_grids.ipynb #cc3e30cb
 SHAPES = {'t5-v1_1-base':(248e6, 768, 24), 't5-v1_1-large':(783e6, 1024, 48), 't5-v1_1-xxl':(11.1e9, 4096, 48)} # parameters, width, layers
 TOKENS = {'esnli':(40, 36, 4), 'anli1':(110, 41, 4), 'cqa':(55, 41, 4), 'svamp':(50, 25, 10)} # Of an example: its input, rationale and label; about
 PARTS = {'esnli':100, 'anli1':4, 'cqa':10, 'svamp':2} # Files of completions for the training rows
 VALIDATED = {'esnli':9842, 'anli1':1000, 'cqa':975, 'svamp':80} # Rows of the validation splits
 SPEED, USED, LAUNCH, VOCABULARY = 990e12, .35, .03, 32128 # bf16 operations per second of an H100; share of it made use of; seconds per update; T5's pieces
+KEPT = {'float32':90, 'bfloat16':50} # Bytes for each token, layer and unit of width that wait for the backward pass
 
 def tokens_of(
     task:str, # One of `tasks.PAPER`
@@ -405,10 +406,12 @@ def estimate(
     two = spec.method == 'step_by_step' and spec.rationale_weight > 0
     inputs = read*(1+two) + (why if spec.method == 'rationale_as_input' else 0)
     targets = label + (why if two or spec.method == 'single_task' else 0)
-    kept = -(-spec.batch_size//spec.accumulation)*(34*width*layers/2*(inputs+targets) + 12*VOCABULARY*targets)
+    rows, again = -(-spec.batch_size//spec.accumulation), spec.gradient_checkpointing
+    kept = KEPT[spec.dtype]*rows*(inputs+targets)*width*layers/2 + params*(2+two)*(spec.dtype == 'bfloat16')
+    if again: kept = 4*rows*(inputs+targets)*width*layers/2 + kept/(layers/2)
     validations = spec.max_steps//spec.eval_every*VALIDATED[spec.task]*(read+label)
-    work = params/2*(6*spec.max_steps*spec.batch_size*(inputs+targets) + 2*validations)
-    return (16*params+kept)/1e9, (work/(SPEED*USED) + LAUNCH*spec.max_steps)/3600
+    work = params/2*((8 if again else 6)*spec.max_steps*spec.batch_size*(inputs+targets) + 2*validations)
+    return (16*params + kept + 12*VOCABULARY*rows*targets)/1e9, (work/(SPEED*USED) + LAUNCH*(4/3 if again else 1)*spec.max_steps)/3600
 
 # %% ../nbs/14_grids.ipynb #13ede5f7
 def _missing_weights(specs):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['VOCAB_SIZE', 'LOWEST', 'scratch_config', 'train_tokenizer', 'make_student', 'Stack']
 
-# %% ../nbs/06_student.ipynb #5cd40bb0
+# %% ../nbs/06_student.ipynb #503c56d8
 import contextlib, os
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np, torch, transformers
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, T5Config, T5ForConditionalGeneration, T5Tokenizer
 from transformers.activations import ACT2FN
@@ -83,7 +84,7 @@ def make_student(
     torch.manual_seed(seed)
     return T5ForConditionalGeneration(scratch_config(name, len(tokenizer), dropout, init_factor)), tokenizer
 
-# %% ../nbs/06_student.ipynb #4bcaae8d
+# %% ../nbs/06_student.ipynb #be1a9ea0
 class Stack(nn.Module):
     "K students of one shape: `[K, ...]` weights of which each student's own are slices."
     def __init__(self, students:Sequence[T5ForConditionalGeneration]):
@@ -92,6 +93,7 @@ class Stack(nn.Module):
         named = [dict(s.named_parameters()) for s in students]
         self.weights = nn.ParameterDict({_key(name):_side_by_side([n[name].data for n in named]) for name in named[0]})
         self.random = np.random.Generator(np.random.SFC64(0)) # of the dropout on a CPU
+        self.gradient_checkpointing = False # In training, compute each block again in the backward pass rather than keep what it computed
         self.share()
 
     def share(self):
@@ -111,9 +113,10 @@ class Stack(nn.Module):
     ) -> torch.Tensor: # [K, R*T, width]
         bias = _position_bias(self, 'encoder', ids.shape[2]) + _mask_bias(mask)
         hidden = _embed(self, ids)
-        for i in range(self.config.num_layers):
+        def block(i, hidden, bias):
             hidden = _attend(self, hidden, f'encoder.block.{i}.layer.0', 'SelfAttention', bias)
-            hidden = _feed_forward(self, hidden, f'encoder.block.{i}.layer.1')
+            return _feed_forward(self, hidden, f'encoder.block.{i}.layer.1')
+        for i in range(self.config.num_layers): hidden = _through(self, block, i, hidden, bias)
         return _drop(self, _norm(self, hidden, 'encoder.final_layer_norm'))
 
     def decode(self,
@@ -127,10 +130,11 @@ class Stack(nn.Module):
         ahead = torch.ones(length, length, dtype=torch.bool, device=ids.device).triu(1)
         bias = _position_bias(self, 'decoder', length).masked_fill(ahead, LOWEST)[..., before:, :]
         hidden, mask = _embed(self, ids), _mask_bias(mask)
-        for i in range(self.config.num_decoder_layers):
+        def block(i, hidden, bias, mask, memory):
             hidden = _attend(self, hidden, f'decoder.block.{i}.layer.0', 'SelfAttention', bias.expand(-1, ids.shape[1], -1, -1, -1), cache=cache)
             hidden = _attend(self, hidden, f'decoder.block.{i}.layer.1', 'EncDecAttention', mask, memory, cache)
-            hidden = _feed_forward(self, hidden, f'decoder.block.{i}.layer.2')
+            return _feed_forward(self, hidden, f'decoder.block.{i}.layer.2')
+        for i in range(self.config.num_decoder_layers): hidden = _through(self, block, i, hidden, bias, mask, memory)
         return _drop(self, _norm(self, hidden, 'decoder.final_layer_norm'))
 
     def logits(self, hidden:torch.Tensor) -> torch.Tensor: # [K, n, width] -> [K, n, V]
@@ -216,3 +220,13 @@ def _norm(stack, x, name): return _RMSNorm.apply(x, stack.weights[_key(f'{name}.
 def _softmax(scores): # over the last dimension; where that is short, a CPU is much faster along the first
     if scores.shape[-1] > 16 or scores.device.type != 'cpu': return torch.softmax(scores, -1)
     return torch.softmax(scores.movedim(-1, 0).contiguous(), 0).movedim(0, -1)
+
+# %% ../nbs/06_student.ipynb #03f81cb0
+def _through(stack, block, *inputs):
+    if not (stack.gradient_checkpointing and stack.training and torch.is_grad_enabled()): return block(*inputs)
+    return checkpoint(block, *inputs, use_reentrant=False, context_fn=lambda: (contextlib.nullcontext(), _Redrawn(stack.random)))
+
+class _Redrawn: # a generator as it was when this was made; afterwards it is where it had been
+    def __init__(self, random): self.random, self.then = random, random.bit_generator.state
+    def __enter__(self): self.now = self.random.bit_generator.state; self.random.bit_generator.state = self.then
+    def __exit__(self, *_): self.random.bit_generator.state = self.now

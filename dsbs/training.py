@@ -46,7 +46,7 @@ def batch_order(
             batches += [stretch[i:i+size].tolist() for i in range(0, len(stretch), size)]
         for i in rng.permutation(len(batches)): yield batches[i]
 
-# %% ../nbs/09_training.ipynb #ff5bbd5f
+# %% ../nbs/09_training.ipynb #fb4445ce
 @dataclass
 class TrainingResult:
     "What a training left behind; the student holds the best weights."
@@ -88,6 +88,7 @@ def fit(
     start = time.perf_counter(); next_save = start+save_every
     AcceleratorState._reset_state(reset_partial_state=True)
     torch.set_num_threads(config.threads); torch.manual_seed(config.seed); model.stack.random = np.random.Generator(np.random.SFC64(config.seed))
+    model.stack.gradient_checkpointing = config.gradient_checkpointing
     accelerator = Accelerator(mixed_precision='bf16' if config.dtype == 'bfloat16' else 'no')
     prepared = _distribute(model, accelerator, trainees, config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=0., fused=True)

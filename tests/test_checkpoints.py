@@ -252,7 +252,7 @@ def test_the_last_whole_one_is_never_deleted(tmp_path):
     assert [p.name for p in sorted(tmp_path.iterdir())] == ['000001', '000006']
 
 
-@pytest.mark.parametrize('changed', [dict(config=replace(SHORT, dtype='bfloat16')), dict(config=replace(SHORT, accumulation=3)), dict(config=replace(SHORT, schedule='constant')),
+@pytest.mark.parametrize('changed', [dict(config=replace(SHORT, dtype='bfloat16')), dict(config=replace(SHORT, accumulation=3)), dict(config=replace(SHORT, schedule='constant')), dict(config=replace(SHORT, gradient_checkpointing=True)),
                                      dict(config=replace(SHORT, batch_size=64)), dict(dropout=0.), dict(weight=0., examples=rows(why=False)), dict(examples=rows(decoder=True))], ids=lambda c: ' '.join(map(str, c)))
 def test_every_way_of_training_is_gone_on_with_to_the_bit(tmp_path, changed):
     whole = train(**dict(config=SHORT) | changed)

@@ -54,7 +54,7 @@ def test_a_failing_run_leaves_its_log_and_the_others(tmp_path):
 def test_settings_added_later_leave_old_names_alone():
     "A run of before a setting was added has the name it had; this one since the embedded questions are what they are."
     assert run_key(RunSpec(n_train=40, student='scratch-32x1', dropout=0.)) == '3b32c1265f002e62db00620cfc629f4bd528f496e090cb95d19794b668cf3b7e'
-    assert len({run_key(replace(TINY, **c)) for c in (dict(), dict(keep='agree'), dict(task_prefix='decoder'))}) == 3
+    assert len({run_key(replace(TINY, **c)) for c in (dict(), dict(keep='agree'), dict(task_prefix='decoder'), dict(gradient_checkpointing=True))}) == 4
 
 
 def test_dropout_drawn_in_another_way_has_another_name():

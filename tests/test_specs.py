@@ -31,7 +31,7 @@ def test_frozen_keys_go_over_methods_tasks_and_recipes():
     assert {recipe(s) for s in frozen} == {2, 3} and {bool(s.dropout) for s in frozen} == {False, True} and len({k for _, k in FROZEN}) == len(FROZEN) >= 10
 
 
-CHANGED = dict(max_steps=9_999, batch_size=63, accumulation=2, learning_rate=5.000001e-5, schedule='constant', clip=.999, dtype='bfloat16', eval_every=251, patience=1, seed=1, threads=2,
+CHANGED = dict(max_steps=9_999, batch_size=63, accumulation=2, learning_rate=5.000001e-5, schedule='constant', clip=.999, dtype='bfloat16', eval_every=251, patience=1, seed=1, threads=2, gradient_checkpointing=True,
                task='heavier', stand_in=True, data_seed=1, teacher_error=.0500001, method='standard', label_source='teacher', rationales='shuffled', teacher='some/folder', keep='agree',
                rationale_weight=1.000001, prefix_style='authors', task_prefix='decoder', loss_form='authors', student='scratch-64x1', revision='main', dropout=.1000001, init_factor=.999999,
                n_train=1, train_fraction=.999999, subset_seed=1, extra='same_kind', n_extra=1, max_input=1023, max_target=255)
@@ -64,7 +64,7 @@ def random_spec(rng):
     source = pick(LABEL_SOURCES)
     batch = rng.randint(1, 128)
     return RunSpec(max_steps=rng.randint(1, 10_000), batch_size=batch, accumulation=rng.randint(1, batch), learning_rate=real(1e-5, 1e-2), schedule=pick(['linear', 'constant']), clip=real(.1, 2),
-                   dtype=pick(['float32', 'bfloat16']), eval_every=rng.randint(1, 500), patience=rng.randint(0, 500), seed=rng.randint(0, 9), threads=rng.randint(1, 4), task=pick(['same_kind', 'more_picked']),
+                   dtype=pick(['float32', 'bfloat16']), eval_every=rng.randint(1, 500), patience=rng.randint(0, 500), seed=rng.randint(0, 9), threads=rng.randint(1, 4), gradient_checkpointing=pick([False, True]), task=pick(['same_kind', 'more_picked']),
                    data_seed=rng.randint(0, 1), method=pick(METHODS), label_source=source, rationales=pick([r for r in RATIONALES if r != 'human' or source == 'human']), keep=pick(KEEP),
                    rationale_weight=real(0, 2), prefix_style=pick(list(PREFIXES)), task_prefix=pick(TASK_PREFIXES), loss_form=pick(LOSS_FORMS), student=pick(list(SCRATCH)), dropout=pick([0., .1]),
                    init_factor=pick([.3, 1.]), subset_seed=rng.randint(0, 9), max_input=rng.randint(1, 1024), max_target=rng.randint(1, 256), **size, **extra)
