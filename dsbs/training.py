@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['STRETCH', 'SAVE_EVERY', 'MOMENTS', 'batch_order', 'TrainingResult', 'Trainee', 'Interrupted', 'fit', 'update']
 
-# %% ../nbs/09_training.ipynb #af7eea99
+# %% ../nbs/09_training.ipynb #b8abd7e6
 import copy, math, sys, time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
@@ -22,7 +23,7 @@ from torch.nn.utils import get_total_norm
 from transformers import get_scheduler
 
 from .checkpoints import Checkpoint, save_checkpoint
-from .multitask import StepByStep, Tokenised, collate, token_counts
+from .multitask import Batch, StepByStep, Tokenised, collate, order_lengths, token_counts
 from .records import UsageError, provenance
 from .specs import TrainingConfig
 
@@ -46,7 +47,7 @@ def batch_order(
             batches += [stretch[i:i+size].tolist() for i in range(0, len(stretch), size)]
         for i in rng.permutation(len(batches)): yield batches[i]
 
-# %% ../nbs/09_training.ipynb #fb4445ce
+# %% ../nbs/09_training.ipynb #67df9540
 @dataclass
 class TrainingResult:
     "What a training left behind; the student holds the best weights."
@@ -83,6 +84,7 @@ def fit(
     config:TrainingConfig, # Its seed sets the dropout; each trainee has a seed of its own for the order of examples
     stop:Callable[[], bool]=lambda: False, # Asked after each update; when true the training ends in `Interrupted`
     save_every:float=SAVE_EVERY, # Seconds between checkpoints; 0: one after each update
+    prefetch:bool|None=None, # Collate the next batch in a thread while the device is at this one; None: on a GPU only
 ) -> list[TrainingResult]: # One for each student
     "Train the students of `model` and leave each with the weights that were best on validation."
     start = time.perf_counter(); next_save = start+save_every
@@ -93,32 +95,36 @@ def fit(
     prepared = _distribute(model, accelerator, trainees, config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=0., fused=True)
     schedule = get_scheduler(config.schedule, optimizer, num_warmup_steps=0, num_training_steps=config.max_steps)
-    active = [_Progress(t, s, batch_order([e.length for e in t.examples], config.batch_size, t.seed)) for t, s in zip(trainees, model.stack.students, strict=True)]
+    active = [_Progress(t, s, batch_order(order_lengths(t.examples), config.batch_size, t.seed)) for t, s in zip(trainees, model.stack.students, strict=True)]
     first = _go_on(active, model.stack, optimizer, schedule)
     if accelerator.process_index: model.stack.random = np.random.Generator(np.random.SFC64([config.seed, accelerator.process_index, first])); torch.manual_seed(config.seed + 2**32*accelerator.process_index + first)
     results, unread = [a.result for a in active], []
-    for step in range(first+1, config.max_steps+1):
-        prepared.train()
-        unread.append(update(prepared, accelerator, optimizer, schedule, [a.next_examples() for a in active], config))
-        if step % config.eval_every == 0 or step == config.max_steps:
-            _log(active, unread, step)
-            with _whole(model.stack):
-                for k, a in enumerate(active): a.judge(step, config, model.stack, k)
-            _clock(active, start, len(results))
-            for k, a in enumerate(active):
-                if a.result.stopped: a.finish(model.stack, k)
-            if not (going := [k for k, a in enumerate(active) if not a.result.stopped]): break
-            if len(going) < len(active): _keep(model.stack, optimizer, going)
-            active = [active[k] for k in going]
-        began = time.perf_counter(); stopping, saving = _agree(accelerator, stop(), began >= next_save)
-        if stopping or saving:
-            _log(active, unread, step); _clock(active, start, len(results))
-            for k, a in enumerate(active):
-                if not a.trainee.checkpoints: continue
-                parts = _parts(a, k, model.stack, optimizer, schedule)
-                if accelerator.is_main_process: save_checkpoint(a.trainee.checkpoints, step, parts, a.trainee.owner)
-            ended = time.perf_counter(); next_save = ended + (save_every and max(save_every, 20*(ended-began)))
-        if stopping: raise Interrupted(f'stopped after step {step}')
+    with ThreadPoolExecutor(1) as thread: # has none before it is given work
+        feed = _Feed(accelerator, config, thread if prefetch or prefetch is None and accelerator.device.type == 'cuda' else None)
+        for step in range(first+1, config.max_steps+1):
+            prepared.train()
+            more = step % config.eval_every and step < config.max_steps # the same students learn from the next batch
+            students, batches = feed.take(active, more)
+            unread.append(update(prepared, accelerator, optimizer, schedule, students, config, batches))
+            if step % config.eval_every == 0 or step == config.max_steps:
+                _log(active, unread, step)
+                with _whole(model.stack):
+                    for k, a in enumerate(active): a.judge(step, config, model.stack, k)
+                _clock(active, start, len(results))
+                for k, a in enumerate(active):
+                    if a.result.stopped: a.finish(model.stack, k)
+                if not (going := [k for k, a in enumerate(active) if not a.result.stopped]): break
+                if len(going) < len(active): _keep(model.stack, optimizer, going)
+                active = [active[k] for k in going]
+            began = time.perf_counter(); stopping, saving = _agree(accelerator, stop(), began >= next_save)
+            if stopping or saving:
+                _log(active, unread, step); _clock(active, start, len(results))
+                for k, a in enumerate(active):
+                    if not a.trainee.checkpoints: continue
+                    parts = _parts(a, k, model.stack, optimizer, schedule)
+                    if accelerator.is_main_process: save_checkpoint(a.trainee.checkpoints, step, parts, a.trainee.owner)
+                ended = time.perf_counter(); next_save = ended + (save_every and max(save_every, 20*(ended-began)))
+            if stopping: raise Interrupted(f'stopped after step {step}')
     return results
 
 def _log(active, unread, step):
@@ -136,12 +142,8 @@ class _Progress:
     order: Iterator[list[int]]
     result: TrainingResult = field(default_factory=TrainingResult)
     best: dict|None = None
-    batch: list[int] = field(default_factory=list) # The last one drawn
+    batch: list[int] = field(default_factory=list) # The last one learned from
     before: float = 0. # Seconds, before it was gone on with
-
-    def next_examples(self):
-        self.batch = next(self.order)
-        return [self.trainee.examples[i] for i in self.batch]
 
     def judge(self, step, config, stack, k):
         r = self.result
@@ -172,15 +174,35 @@ class _Progress:
         if _sharded(stack): _gather(stack)
         self.trainee.done(self.result)
 
+class _Feed: # the batches of one update after another
+    def __init__(self, accelerator, config, thread): self.accelerator, self.config, self.thread, self.next = accelerator, config, thread, None
+
+    def take(self, active, more): # more: the same students will learn from another
+        drawn, *made = self.next.result() if self.next else self.draw(active)
+        self.next = self.thread.submit(self.draw, active) if self.thread and more else None
+        for a, some in zip(active, drawn): a.batch = some
+        return made
+
+    def draw(self, active):
+        drawn = [next(a.order) for a in active]
+        students = [[a.trainee.examples[i] for i in some] for a, some in zip(active, drawn)]
+        return drawn, students, _micro_batches(students, self.accelerator, self.config)
+
+def _micro_batches(students, accelerator, config): # of this process, not yet on the device
+    size, own = math.ceil(len(students[0])/config.accumulation), slice(accelerator.process_index, None, accelerator.num_processes)
+    batches = [collate(*(rows[i:i+size][own] for rows in students)) for i in range(0, len(students[0]), size)]
+    if accelerator.device.type != 'cuda': return batches
+    with torch.cuda.device(accelerator.device): return [b.pin() for b in batches]
+
 def update(
     model, accelerator, optimizer, schedule, # As `Accelerator.prepare` gives them
     students:Sequence[Sequence[Tokenised]], # A batch for each
     config:TrainingConfig,
+    batches:Sequence[Batch]|None=None, # Collated from them ahead; None: it is done here
 ) -> dict[str, torch.Tensor]: # Losses: [K]
     "One update of every student."
-    size, summed = math.ceil(len(students[0])/config.accumulation), {}
-    processes, own = accelerator.num_processes, slice(accelerator.process_index, None, accelerator.num_processes)
-    batches = [collate(*(rows[i:i+size][own] for rows in students)).to(accelerator.device) for i in range(0, len(students[0]), size)]
+    processes, summed = accelerator.num_processes, {}
+    batches = [b.to(accelerator.device) for b in batches or _micro_batches(students, accelerator, config)]
     totals = _sum_over_processes(accelerator, token_counts(*batches))
     for i, batch in enumerate(batches):
         with accelerator.no_sync(model) if i+1 < len(batches) else nullcontext():
