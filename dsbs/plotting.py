@@ -51,7 +51,7 @@ STYLE = {
     'axes.axisbelow':True, 'lines.linewidth':1.4, 'lines.markersize':4, 'savefig.dpi':200, 'figure.dpi':120,
     'svg.hashsalt':'dsbs', 'svg.fonttype':'none', 'font.family':'DejaVu Sans'}
 
-# %% ../nbs/16_plotting.ipynb #63ecd601
+# %% ../nbs/16_plotting.ipynb #ad01b113
 AXES = {'n_train':'Training examples', 'parameters':"Student's parameters", 'rationale_weight':'Weight of the rationale task'}
 
 def accuracy_curves(
@@ -89,7 +89,7 @@ def _ticks(ax, x, at):
 
 def short_number(value:float) -> str:
     "A number as it stands at an axis: 1,600 or 0.18M or 540B."
-    if value >= 2e4: return f'{value/1e9:.3g}B' if value >= 1e9 else f'{value/1e6:.3g}M'
+    if value >= 1e4: return f'{value/1e9:.3g}B' if value >= 1e9 else f'{value/1e6:.3g}M'
     return f'{value:,.0f}' if value == int(value) else f'{value:g}'
 
 def say_what_is_missing(ax:plt.Axes, points:pd.DataFrame, missing:int=0):
