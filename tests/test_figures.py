@@ -70,6 +70,7 @@ def test_a_reader_changes_a_figure(tmp_path):
     assert 'runs missing' in drawn.read_text() and not (tmp_path/'reports'/'figures').exists()
 
 
+@pytest.mark.slow
 def test_what_is_as_it_should_be_is_not_made_again(dsbs, tmp_path):
     reports = tmp_path/'reports'
     if RESULTS.is_dir(): shutil.copytree(RESULTS, reports/'results')
