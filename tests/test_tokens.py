@@ -149,16 +149,6 @@ def test_nothing_trips_over_the_folder(tmp_path, monkeypatch):
     assert {n:run_status(tmp_path)[n] for n in ('done', 'running', 'failed', 'pending')} == dict(done=1, running=0, failed=0, pending=0) and check_record(record) == []
 
 
-def test_tokenizers_of_the_same_texts_do_not_share_what_is_done_to_them(monkeypatch):
-    monkeypatch.setattr('dsbs.student._found', {})
-    texts = [e.input for e in EXAMPLES]; first = train_tokenizer(iter(texts)); words = first.get_vocab(); first.add_tokens('dax'); first.padding_side = 'left'
-    monkeypatch.setattr('dsbs.student._train', None)
-    again = train_tokenizer(texts)
-    assert again.get_vocab() == words != first.get_vocab() and again.padding_side == 'right'
-    for other in (texts[1:], [''.join(texts)], [*texts, '']):
-        with pytest.raises(TypeError): train_tokenizer(other)
-
-
 # ---- batches collated ahead
 
 @pytest.fixture
