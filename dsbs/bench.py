@@ -28,7 +28,7 @@ from .records import UsageError, now, one_of, provenance
 from .specs import RunSpec, TrainingConfig, prepare, training_examples
 from .student import train_tokenizer
 from .tasks import EMBEDDED, STAND_INS, Task
-from .training import Trainee, batch_order, fit, update
+from .training import Trainee, batch_order, fit, micro_batches, update
 
 # %% ../nbs/19_bench.ipynb #d13498cd
 STUDENTS = { # What `T5Config` is told; without a vocab_size, it is that of the tokenizer
@@ -178,7 +178,7 @@ class Ours:
     def update(self) -> list[Tokenised]: # The rows of its batch
         "One update."
         rows = [self.rows[i] for i in next(self.order)]
-        self.prepared.train(); update(self.prepared, self.accelerator, self.optimizer, self.schedule, [rows], self.config)
+        self.prepared.train(); update(self.prepared, self.accelerator, self.optimizer, self.schedule, micro_batches([rows], self.accelerator, self.config), self.config)
         return rows
 
 # %% ../nbs/19_bench.ipynb #9feff93f

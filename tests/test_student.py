@@ -10,7 +10,7 @@ from dsbs.evaluation import _greedy
 from dsbs.multitask import StepByStep, Tokenised
 from dsbs.specs import TrainingConfig
 from dsbs.student import Stack, make_student, train_tokenizer
-from dsbs.training import update
+from dsbs.training import micro_batches, update
 
 GOLDEN = Path(__file__).with_name('golden_logits.json')
 TINY = dict(vocab_size=40, d_model=16, d_kv=4, d_ff=24, num_layers=2, num_decoder_layers=1, num_heads=4, relative_attention_num_buckets=8, relative_attention_max_distance=16, dropout_rate=0.)
@@ -112,7 +112,8 @@ def updated(method, task_prefix, accumulation, clip, steps=2):
     torch.set_num_threads(1)
     accelerator = Accelerator(cpu=True); model = accelerator.prepare(StepByStep(t5, rationale_weight=.5 if method == 'step_by_step' else 0.)); model.stack.share()
     optimizer = torch.optim.SGD(model.parameters(), lr=.1); schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, 1.)
-    losses = [update(model, accelerator, optimizer, schedule, [rows], TrainingConfig(batch_size=8, accumulation=accumulation, clip=clip)) for _ in range(steps)]
+    config = TrainingConfig(batch_size=8, accumulation=accumulation, clip=clip)
+    losses = [update(model, accelerator, optimizer, schedule, micro_batches([rows], accelerator, config), config) for _ in range(steps)]
     return {n:p.detach().clone() for n, p in t5.named_parameters()}, {n:v.item() for n, v in losses[-1].items()}
 
 
