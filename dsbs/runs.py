@@ -10,7 +10,7 @@ __all__ = ['SHOWN', 'train_runs', 'train_run', 'same_numbers', 'run_and_save', '
 import json, os, re, shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -21,9 +21,9 @@ from accelerate.utils import gather_object
 from .checkpoints import load_checkpoint
 from .evaluation import generate, label_accuracy, likeliest_labels, next_token_accuracy
 from .extraction import Reading, extract, human_rationales, quality, set_name
-from .multitask import ANSWER_MARK, LABEL_START, RATIONALE_START, StepByStep, in_one_shape, make_views, row_lengths, token_total, tokenise_once
+from .multitask import ANSWER_MARK, LABEL_START, RATIONALE_START, StepByStep, in_one_shape, make_views, tokenise_once
 from .records import UsageError, canonical_json, is_main_process, now, provenance, read_jsonl, reports_dir, runs_dir as find_runs_dir, write_text
-from .specs import ADDED, PREFIXES, SCRATCH, Prepared, RunSpec, in_common, key_of, make_spec, prepare, recipe, run_key, train_size, training_examples
+from .specs import ADDED, PREFIXES, SCRATCH, RunSpec, in_common, key_of, make_spec, prepare, recipe, run_key, train_size, training_examples
 from .student import make_student
 from .tasks import EMBEDDED, Example, subset
 from .teacher import teacher_name
@@ -39,18 +39,12 @@ def _prompts(folder): # split -> hash of the prompt that a rationale set was ask
     return {p.name.split('.')[0]:json.loads(p.read_text(encoding='utf-8')).get('prompt', '') for p in cards}
 
 # %% ../nbs/11_runs.ipynb #dd7d783c
-@dataclass(frozen=True)
-class _TokenizerTexts: # made anew each time they are gone through
-    data: Prepared
-    prefix_style: str
-    method: str
-
-    def __iter__(self):
-        label, rationale = PREFIXES[self.prefix_style]
-        for row in self.data.task['train'].to_list():
-            if self.method == 'single_task': yield ANSWER_MARK
-            yield label + row['input']; yield rationale + row['input']; yield row['label']
-            if row['id'] in self.data.readings: yield self.data.readings[row['id']].rationale
+def _tokenizer_texts(data, prefix_style, method):
+    label, rationale = PREFIXES[prefix_style]
+    for row in data.task['train'].to_list():
+        if method == 'single_task': yield ANSWER_MARK
+        yield label + row['input']; yield rationale + row['input']; yield row['label']
+        if row['id'] in data.readings: yield data.readings[row['id']].rationale
 
 def _questions(spec, data, split):
     rows, why = data.task[split][:], {}
@@ -65,7 +59,7 @@ class _Run: # a spec with its data and student
         self.checkpoints = runs_dir and Path(runs_dir)/run_key(spec, data_dir)/'checkpoints'
         examples = training_examples(spec, self.data)
         if not examples: raise UsageError(f'none of the {train_size(spec, self.data.task)} training rows has a teacher label')
-        self.t5, self.tokenizer = make_student(spec.student, _TokenizerTexts(self.data, spec.prefix_style, spec.method), spec.seed, spec.revision, spec.dropout, spec.init_factor)
+        self.t5, self.tokenizer = make_student(spec.student, _tokenizer_texts(self.data, spec.prefix_style, spec.method), spec.seed, spec.revision, spec.dropout, spec.init_factor)
         view = partial(make_views, method=spec.method, rationale_weight=spec.rationale_weight, prefix_style=spec.prefix_style, task_prefix=spec.task_prefix)
         self.rows = tokenise_once(examples, view, self.tokenizer, spec.max_input, spec.max_target, runs_dir and Path(runs_dir)/'tokens')
         self.learned = in_one_shape(self.rows) if spec.student in SCRATCH else self.rows
@@ -84,9 +78,8 @@ class _Run: # a spec with its data and student
         return Trainee(self.learned, self.validate, self.spec.seed, progress, done, self.checkpoints, self.checkpoints.parent.name if self.checkpoints else '', saved)
 
     def shape(self): # what is equal in runs that may be stacked; None: this one may not
-        lengths = row_lengths(self.learned)
-        if self.spec.dropout or (lengths != lengths[0]).any() or self.spec.student not in SCRATCH: return None
-        return tuple(lengths[0]), min(self.spec.batch_size, len(self.rows)), len(self.tokenizer)
+        if self.spec.dropout or self.spec.student not in SCRATCH or len(lengths := {tuple(map(len, vars(r).values())) for r in self.learned}) > 1: return None
+        return lengths.pop(), min(self.spec.batch_size, len(self.rows)), len(self.tokenizer)
 
     def teacher_quality(self): # of what was said about the rows trained on
         said = {} if self.spec.rationales == 'human' else self.data.readings
@@ -98,7 +91,7 @@ class _Run: # a spec with its data and student
         found = dict(likeliest_label_accuracy=None, rationale_accuracy=None, rationale_token_accuracy=None)
         if task.label_set and spec.method != 'single_task':
             found['likeliest_label_accuracy'] = self.accuracy('test', likeliest_labels(self.t5, self.tokenizer, _questions(spec, self.data, 'test'), task.label_set, max_input=spec.max_input, dtype=spec.dtype))
-        if not row_lengths(self.rows)[:, 3].any(): return found
+        if not any(r.rationale_target for r in self.rows): return found
         try: whys = human_rationales(task, 'test') if spec.task in EMBEDDED else extract(task, 'test', self.data_dir, teacher=spec.teacher)
         except UsageError: return found
         test = task['test'][:]
@@ -115,8 +108,8 @@ class _Run: # a spec with its data and student
         spec, task, outputs = self.spec, self.data.task, self.answer('test')
         metrics = dict(test_accuracy=self.accuracy('test', outputs), **self.beside(), majority_accuracy=_majority(task['test'][:]['label']), validation_accuracy=result.best_accuracy,
                        last_validation_accuracy=result.last_accuracy, best_step=result.best_step, steps=result.steps, stopped=result.stopped,
-                       n_train=len(self.rows), n_rationales=int((row_lengths(self.rows)[:, 3] > 0).sum()), n_validation=len(task['validation']),
-                       n_test=len(task['test']), parameters=self.t5.num_parameters(), tokens=round(token_total(self.rows)/len(self.rows)*min(spec.batch_size, len(self.rows))*result.steps))
+                       n_train=len(self.rows), n_rationales=sum(bool(r.rationale_target) for r in self.rows), n_validation=len(task['validation']),
+                       n_test=len(task['test']), parameters=self.t5.num_parameters(), tokens=_tokens(self.rows, result.steps, spec))
         return dict(key=run_key(spec, self.data_dir), spec=asdict(spec), metrics=metrics, history=result.history, evaluations=result.evaluations, answers=dict(list(zip(task['test']['id'], outputs))[:SHOWN]),
                     teacher_quality=self.teacher_quality(), data=self.data.hashes, stand_in=task.stand_in, teacher=_who_says(spec, task),
                     provenance=provenance() | dict(recipe=recipe(spec), device=str(self.t5.device), resumed=result.resumed) | _made_on(spec, self.t5.device), time=dict(finished=now(), seconds=round(result.seconds, 2)))
@@ -163,6 +156,10 @@ def _majority(labels): return round(100*Counter(labels).most_common(1)[0][1]/len
 def _longest_label(task, tokenizer):
     labels = sorted({label for split in task.splits.values() for label in split.unique('label')})
     return max(map(len, tokenizer(labels).input_ids))
+
+def _tokens(rows, steps, spec):
+    per_epoch = sum(len(ids) for r in rows for ids in vars(r).values()) - sum(len(r.label_input) for r in rows if r.rationale_input == r.label_input)
+    return round(per_epoch/len(rows)*min(spec.batch_size, len(rows))*steps)
 
 # %% ../nbs/11_runs.ipynb #3982ff16
 def same_numbers(record:dict) -> str:
