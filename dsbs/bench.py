@@ -22,7 +22,7 @@ from accelerate.state import AcceleratorState
 from torch.nn.utils import get_total_norm
 from transformers import DataCollatorForSeq2Seq, PrinterCallback, Seq2SeqTrainer, Seq2SeqTrainingArguments, T5Config, T5ForConditionalGeneration, TrainerCallback, get_scheduler
 
-from .evaluation import generate, label_accuracy
+from .evaluation import generate, input_batches, label_accuracy
 from .multitask import StepByStep, Tokenised, collate, make_views, tokenise
 from .records import UsageError, now, one_of, provenance
 from .specs import RunSpec, TrainingConfig, prepare, training_examples
@@ -345,7 +345,7 @@ def _reference_answers(trainer, rows): # token ids without the start token, whic
     ids = trainer.predict(rows, max_length=1+64, do_sample=False, num_beams=1).predictions
     return np.where(ids == -100, trainer.processing_class.pad_token_id, ids)[:, 1:]
 
-def _our_answers(t5, tokenizer, questions, longest, dtype): return generate(t5, tokenizer, questions, longest, dtype=dtype)
+def _our_answers(t5, tokenizer, questions, longest, dtype): return generate(t5, tokenizer, input_batches(tokenizer, questions), longest, dtype=dtype)
 
 # %% ../nbs/19_bench.ipynb #9f18c349
 TIE = 1e-3 # Logits nearer to each other than this may change places with the padding

@@ -19,7 +19,7 @@ from accelerate.state import PartialState
 from accelerate.utils import gather_object
 
 from .checkpoints import load_checkpoint
-from .evaluation import generate, label_accuracy, likeliest_labels, next_token_accuracy
+from .evaluation import generate, input_batches, label_accuracy, likeliest_labels, next_token_accuracy
 from .extraction import Reading, extract, human_rationales, quality, set_name
 from .multitask import ANSWER_MARK, LABEL_START, RATIONALE_START, StepByStep, in_one_shape, make_views, tokenise_once
 from .records import UsageError, canonical_json, is_main_process, now, provenance, read_jsonl, reports_dir, runs_dir as find_runs_dir, write_text
@@ -56,6 +56,7 @@ SHOWN = 20 # Test questions whose answers are kept in a record, for readers
 class _Run: # a spec with its data and student
     def __init__(self, spec, data_dir, runs_dir):
         self.spec, self.data, self.data_dir = spec, prepare(spec, data_dir), data_dir
+        self.asked = {} # split -> this process's questions, tokenised
         self.checkpoints = runs_dir and Path(runs_dir)/run_key(spec, data_dir)/'checkpoints'
         examples = training_examples(spec, self.data)
         if not examples: raise UsageError(f'none of the {train_size(spec, self.data.task)} training rows has a teacher label')
@@ -65,11 +66,13 @@ class _Run: # a spec with its data and student
         self.learned = in_one_shape(self.rows) if spec.student in SCRATCH else self.rows
         self.longest_output = spec.max_target if spec.method == 'single_task' else _longest_label(self.data.task, self.tokenizer)+1
 
-    def answer(self, split): # every process a part
-        asked, processes, rank = _questions(self.spec, self.data, split), PartialState().num_processes, PartialState().process_index
-        said = generate(self.t5, self.tokenizer, asked[rank::processes], self.longest_output, max_input=self.spec.max_input, dtype=self.spec.dtype)
+    def ask(self, split, work): # what work(batches) gives for each question; every process asks a part
+        processes, rank = PartialState().num_processes, PartialState().process_index
+        if split not in self.asked: self.asked[split] = input_batches(self.tokenizer, _questions(self.spec, self.data, split)[rank::processes], max_input=self.spec.max_input)
+        said = work(self.asked[split])
         parts = gather_object([said]) if processes > 1 else [said]
-        return [parts[i % processes][i//processes] for i in range(len(asked))]
+        return [parts[i % processes][i//processes] for i in range(len(self.data.task[split]))]
+    def answer(self, split): return self.ask(split, lambda batches: generate(self.t5, self.tokenizer, batches, self.longest_output, dtype=self.spec.dtype))
     def accuracy(self, split, outputs): return label_accuracy(outputs, self.data.task[split][:]['label'], self.data.task.answer, self.spec.method)
     def validate(self): return self.accuracy('validation', self.answer('validation'))
 
@@ -90,17 +93,17 @@ class _Run: # a spec with its data and student
         spec, task = self.spec, self.data.task
         found = dict(likeliest_label_accuracy=None, rationale_accuracy=None, rationale_token_accuracy=None)
         if task.label_set and spec.method != 'single_task':
-            found['likeliest_label_accuracy'] = self.accuracy('test', likeliest_labels(self.t5, self.tokenizer, _questions(spec, self.data, 'test'), task.label_set, max_input=spec.max_input, dtype=spec.dtype))
+            found['likeliest_label_accuracy'] = self.accuracy('test', self.ask('test', lambda batches: likeliest_labels(self.t5, self.tokenizer, batches, task.label_set, dtype=spec.dtype)))
         if not any(r.rationale_target for r in self.rows): return found
         try: whys = human_rationales(task, 'test') if spec.task in EMBEDDED else extract(task, 'test', self.data_dir, teacher=spec.teacher)
         except UsageError: return found
         test = task['test'][:]
         asked = [make_views(Example(i, x, '', whys[i].rationale), 'step_by_step', 1., spec.prefix_style, spec.task_prefix).rationale for i, x in zip(test['id'], test['input']) if whys[i].ok]
-        inputs, targets = map(list, zip(*asked))
+        inputs, targets = map(list, zip(*asked)); batches = input_batches(self.tokenizer, inputs, max_input=spec.max_input)
         start = RATIONALE_START if spec.task_prefix == 'decoder' else LABEL_START
-        found['rationale_token_accuracy'] = next_token_accuracy(self.t5, self.tokenizer, inputs, targets, start, max_input=spec.max_input, max_target=spec.max_target, dtype=spec.dtype)
+        found['rationale_token_accuracy'] = next_token_accuracy(self.t5, self.tokenizer, batches, targets, start, spec.max_target, spec.dtype)
         if spec.task in EMBEDDED:
-            said = generate(self.t5, self.tokenizer, inputs, max(map(len, self.tokenizer(targets).input_ids))+1, max_input=spec.max_input, start=start, dtype=spec.dtype)
+            said = generate(self.t5, self.tokenizer, batches, max(map(len, self.tokenizer(targets).input_ids))+1, start, spec.dtype)
             found['rationale_accuracy'] = label_accuracy(said, targets)
         return found
 

@@ -66,7 +66,7 @@ def test_another_gradient_fails_the_bench(main, monkeypatch):
 
 def test_other_answers_fail_the_bench(main, monkeypatch):
     import dsbs.bench
-    monkeypatch.setattr(dsbs.bench, 'generate', lambda t5, tokenizer, questions, longest, **_: ['maybe']*len(questions))
+    monkeypatch.setattr(dsbs.bench, 'generate', lambda t5, tokenizer, batches, longest, **_: ['maybe']*sum(len(b.places) for b in batches))
     status, out, err = main('bench', 'evaluate', *TINY, '--limit', '5')
     assert status == 1 and not out and "5 of 5 answers are not the same in float32: 'maybe'" in err.splitlines()[-1]
 

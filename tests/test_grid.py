@@ -6,7 +6,7 @@ import pytest
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from dsbs import runs
-from dsbs.evaluation import generate, label_accuracy
+from dsbs.evaluation import generate, input_batches, label_accuracy
 from dsbs.experiments import run_all, run_together
 from dsbs.runs import same_numbers, train_run
 from dsbs.specs import RunSpec, prepare, run_key
@@ -73,7 +73,7 @@ def test_task_named_at_the_decoder(tmp_path):
     assert same_numbers(kept) == same_numbers(alone[0]) and 'prefix' not in (tmp_path/'student'/'README.md').read_text()
     t5, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(tmp_path/'student'), AutoTokenizer.from_pretrained(tmp_path/'student')
     test = prepare(decoder[0]).task['test']
-    answers = generate(t5, tokenizer, test['input'], 4)
+    answers = generate(t5, tokenizer, input_batches(tokenizer, test['input']), 4)
     assert label_accuracy(answers, test['label']) == kept['metrics']['test_accuracy']
 
 
