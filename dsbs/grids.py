@@ -17,10 +17,10 @@ from dataclasses import asdict, dataclass, field, replace
 from itertools import islice, product
 from pathlib import Path
 
-from .experiments import find_published, published, read_results, run_all
+from .experiments import find_published, read_results, run_all
 from .extraction import quality, read_completion, rows_and_readings
 from .prompts import FORMATS
-from .records import UsageError, canonical_json, data_dir as find_data_dir, one_of, read_jsonl, runs_dir as find_runs_dir, write_jsonl
+from .records import UsageError, canonical_json, data_dir as find_data_dir, one_of, published, read_jsonl, runs_dir as find_runs_dir, write_jsonl
 from .specs import ADDED, SCRATCH, RunSpec, hub_name, make_spec, run_key
 from .tasks import EMBEDDED, PAPER
 from .teacher import teacher_name

@@ -626,8 +626,8 @@ def _contents():
 
 _VERIFY = """Each cell of a table of numbers names its runs: point at it, or read its `data-runs` in the source of the page: the first eight digits of their keys. The records are lines of
 `reports/results/*.jsonl`; a line has its `key`, its settings under `spec`, and the number under `metrics.test_accuracy` (where settings were chosen: `metrics.validation_accuracy`).
-For one run: `grep '"key":"KEY' reports/results/*.jsonl`. The mean of a cell's runs is its number; their standard deviation (with n - 1) divided by √n is its error. To make a run again:
-`dsbs run` with the settings that its `spec` names; on the same machine and versions the numbers are the same."""
+For one run: `grep '"key":"KEY' reports/results/*.jsonl`. The mean of a cell's runs is its number; their standard deviation (with n - 1) divided by √n is its error. `dsbs verify KEY`
+makes a run again and compares all its numbers; on the same machine and versions they are the same."""
 
 def _footer(): return tag('footer', tag('h2', 'Verify a number'), tag('p', [tag('code', part) if i % 2 else part for i, part in enumerate(_VERIFY.split('`'))]), id='verify')
 

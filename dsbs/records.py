@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['UsageError', 'one_of', 'project_root', 'data_dir', 'runs_dir', 'reports_dir', 'file_name', 'replacing', 'write_text',
-           'canonical_json', 'hash_json', 'hash_file', 'read_jsonl', 'write_jsonl', 'provenance', 'now', 'processes',
-           'is_main_process']
+           'canonical_json', 'hash_json', 'hash_file', 'read_jsonl', 'write_jsonl', 'published', 'provenance', 'now',
+           'processes', 'is_main_process']
 
 # %% ../nbs/00_records.ipynb #e06a7f78
 import contextlib, hashlib, json, os, platform, re, subprocess, tempfile
@@ -116,6 +116,12 @@ def read_jsonl(
 def write_jsonl(path:Path, rows:Iterable[dict]) -> Path:
     "Write one canonical JSON object per line, in one step."
     return write_text(path, ''.join(canonical_json(r)+'\n' for r in rows))
+
+# %% ../nbs/00_records.ipynb #7e2f40c3
+def published(record:dict) -> dict:
+    "A record as it is committed: history thinned to the steps that were validated."
+    steps = {e['step'] for e in record['evaluations']} | {1}
+    return record | dict(history=[h for h in record['history'] if h['step'] in steps])
 
 # %% ../nbs/00_records.ipynb #05b14d14
 def _git(*args):

@@ -22,7 +22,7 @@ from .checkpoints import load_checkpoint
 from .evaluation import generate, input_batches, label_accuracy, likeliest_labels, next_token_accuracy
 from .extraction import Reading, extract, human_rationales, quality, set_name
 from .multitask import ANSWER_MARK, LABEL_START, RATIONALE_START, StepByStep, in_one_shape, make_views, tokenise_once
-from .records import UsageError, canonical_json, is_main_process, now, provenance, read_jsonl, reports_dir, runs_dir as find_runs_dir, write_text
+from .records import UsageError, canonical_json, is_main_process, now, provenance, published, read_jsonl, reports_dir, runs_dir as find_runs_dir, write_text
 from .specs import ADDED, PREFIXES, SCRATCH, RunSpec, in_common, key_of, make_spec, prepare, recipe, run_key, train_size, training_examples
 from .student import make_student
 from .tasks import EMBEDDED, Example, subset
@@ -238,7 +238,7 @@ def record_named(
     if not found: raise UsageError(f'no record of {name!r} in {folders[0]} or {folders[1]}')
     if len({r.get('key') for _, r in found}) > 1: raise UsageError(f'{name!r} stands for {len(found)} records: give the key of one, such as {found[0][1].get("key")}')
     if lost := _WHOLE - set(found[0][1]): raise UsageError(f'{found[0][0]}: no whole record: it lacks {", ".join(sorted(lost))}')
-    if len({canonical_json(_numbers(_thinned(r))) for _, r in found}) > 1: raise UsageError(f'{" and ".join(dict.fromkeys(str(p) for p, _ in found))} have records of {name!r} that differ: give the file')
+    if len({canonical_json(_numbers(published(r))) for _, r in found}) > 1: raise UsageError(f'{" and ".join(dict.fromkeys(str(p) for p, _ in found))} have records of {name!r} that differ: give the file')
     return found[0][1]
 
 def _records_in(path):
@@ -246,10 +246,6 @@ def _records_in(path):
     except (ValueError, RecursionError): return [r for _, r in read_jsonl(path)]
 
 def _numbers(record): return {name:value for name, value in record.items() if name not in ('spec', 'time', 'provenance')} # what is to be equal when a run is made again
-
-def _thinned(record): # as it is published
-    steps = {e['step'] for e in record['evaluations']} | {1}
-    return record | dict(history=[h for h in record['history'] if h['step'] in steps])
 
 # %% ../nbs/11_runs.ipynb #210f91f6
 def check_record(

@@ -46,3 +46,13 @@ def main(tmp_path, monkeypatch, capsys):
         status = main([str(a) for a in args])
         return status, *capsys.readouterr()
     return call
+
+
+@pytest.fixture(scope='session')
+def model_folder(tmp_path_factory):
+    "A saved student with random weights."
+    from dsbs.student import make_student
+    folder = tmp_path_factory.mktemp('student')
+    model, tokenizer = make_student('scratch-32x1', ['Is it true? It is true. So the answer is yes or no.']*5)
+    model.save_pretrained(folder); tokenizer.save_pretrained(folder)
+    return folder

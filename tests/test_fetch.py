@@ -365,15 +365,6 @@ def offline(tmp_path):
     return call
 
 
-@pytest.fixture(scope='module')
-def model_folder(tmp_path_factory):
-    from dsbs.student import make_student
-    folder = tmp_path_factory.mktemp('student')
-    model, tokenizer = make_student('scratch-32x1', ['Is it true? It is true. So the answer is yes or no.']*5)
-    model.save_pretrained(folder); tokenizer.save_pretrained(folder)
-    return folder
-
-
 TINY = ('run', '--json', 'task=same_kind', 'method=standard', 'n_train=8', 'max_steps=2', 'batch_size=4', 'eval_every=2', 'max_target=4')
 
 def test_the_network_is_refused(offline):

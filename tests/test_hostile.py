@@ -114,19 +114,11 @@ class Bomb:
 CODE = 'import os; os.mkdir(os.environ["DSBS_TEST_BOMB"])\n'
 
 
-@pytest.fixture(scope='session')
-def good(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('good')
-    model, tokenizer = make_student('scratch-32x1', ['Is it true? It is true. So the answer is yes or no.']*5)
-    model.save_pretrained(folder); tokenizer.save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture
-def model(good, tmp_path, monkeypatch):
+def model(model_folder, tmp_path, monkeypatch):
     "A folder with a model; whatever code of it ran made another folder, `bomb`."
     monkeypatch.setenv('DSBS_TEST_BOMB', str(tmp_path/'bomb')); monkeypatch.setenv('HF_MODULES_CACHE', str(tmp_path/'modules'))
-    yield Path(shutil.copytree(good, tmp_path/'model'))
+    yield Path(shutil.copytree(model_folder, tmp_path/'model'))
     assert not (tmp_path/'bomb').exists()
 
 

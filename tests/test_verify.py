@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from dsbs import runs
-from dsbs.experiments import published
+from dsbs.records import published
 from dsbs.records import canonical_json, write_text
 from dsbs.runs import check_record, train_run
 from dsbs.specs import ADDED, key_of, make_spec
