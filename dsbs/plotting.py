@@ -167,7 +167,7 @@ def accuracy_rows(
     ax.set_yticks(range(len(curves)), [LOOKS[c].name if names else '' for c in reversed(curves)]); ax.set_ylim(-.6, max(.6, len(curves)-.4)); ax.grid(axis='y', visible=False)
     for value, c, line in ((teacher, '#000000', ':'), (chance, '#999999', '-')):
         if value is not None: ax.axvline(value, color=c, linestyle=line, linewidth=1)
-    ax.set_xlabel(f'Test accuracy (%)\n{seeds_note(points)}'); ax.set_title(literal(title), loc='left')
+    ax.set_xlabel(f'Test accuracy (%)\n{seeds_note(points)}'); ax.set_title(literal(title).replace(': ', ':\n'), loc='left')
     say_what_is_missing(ax, points, missing)
     return ax
 
@@ -200,7 +200,7 @@ def rows_figure(
     "Our panels, one for each dataset; below them, apart, what was published."
     ours = list(dict.fromkeys(frame['panel'])); theirs = list(dict.fromkeys(panel for values in published.values() for panel in values))
     rows = set(frame['curve'])
-    tall = [.9+.26*max(1, len(rows))] + [1+.26*len(published)]*bool(theirs)
+    tall = [1.05+.26*max(1, len(rows))] + [1+.26*len(published)]*bool(theirs)
     wide = max(len(LOOKS[c].name) for c in rows | {'step_by_step'})/20 + 1.75*max(3, len(ours), len(theirs)) # inches: names, panels
     fig = plt.figure(figsize=(wide, sum(tall)), layout='constrained')
     parts = fig.subfigures(len(tall), 1, height_ratios=tall, squeeze=False)[:, 0]

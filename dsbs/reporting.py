@@ -76,6 +76,7 @@ def _check_complete(notebook, name):
 
 # %% ../nbs/18_reporting.ipynb #1743094b
 CELL_TIMEOUT = 3600. # Seconds: figures are drawn from runs that are made already
+_QUIET = '--IPKernelApp.log_level=CRITICAL' # To the kernel: nothing of its own on stderr; what a cell writes there is passed on
 
 def run_notebook(
     path:Path, # A notebook
@@ -89,7 +90,7 @@ def run_notebook(
     with replacing(out) as tmp, warnings.catch_warnings():
         warnings.simplefilter('ignore')
         try: papermill.execute_notebook(str(path), str(tmp), parameters, kernel_name='python3', cwd=str(path.parent), progress_bar=False,
-                                        execution_timeout=timeout or None, stdout_file=None, stderr_file=sys.stderr, log_output=False)
+                                        execution_timeout=timeout or None, stdout_file=None, stderr_file=sys.stderr, log_output=False, extra_arguments=[_QUIET])
         except CellTimeoutError: raise RuntimeError(f'{path.name}: a cell took longer than {timeout:g} s, and was stopped') from None
         except PapermillExecutionError as e: raise RuntimeError(f'{path.name}: {e.ename}: {e.evalue}') from None
         except Exception as e: raise RuntimeError(f'{path.name}: {type(e).__name__}: {e}') from None
