@@ -202,7 +202,8 @@ def train_size(spec:RunSpec, task:Task) -> int:
 
 # %% ../nbs/05_specs.ipynb #0cb9bb64
 def recipe(spec:RunSpec) -> int:
-    "The meaning of a spec. 3 draws dropout in another way, and answers in bfloat16 too where it trains so; all else is as it was in 2."
+    "The meaning of a spec. 4 sums the loss of students with T5's own vocabulary in pieces; 3 draws dropout in another way, and answers in bfloat16 too where it trains so; all else is as it was in 2."
+    if spec.student not in SCRATCH: return 4
     return 3 if spec.dropout or spec.dtype == 'bfloat16' else 2
 
 ADDED = dict(teacher='', keep='all', extra='', n_extra=None, task_prefix='encoder', gradient_checkpointing=False) # Settings added since, with the value that was the only one before

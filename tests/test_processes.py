@@ -9,11 +9,11 @@ ROOT, BIN = Path(__file__).resolve().parents[1], Path(sys.executable).parent
 TINY = 'task=same_kind student=scratch-32x2 n_train=64 batch_size=16 accumulation=2 max_steps=12 eval_every=6 learning_rate=3e-3 dropout=0'.split()
 
 
-def start(tmp_path, way, *settings, runs='runs'):
+def start(tmp_path, way, *settings, runs='runs', first=''):
     launch = [str(BIN/'accelerate'), 'launch', '--config_file', str(ROOT/'configs'/f'{way}.yaml'), '--num_processes', '2', '--main_process_port', '0'] if way != 'one' else [sys.executable]
     changed = {t.split('=')[0] for t in settings}
     env = dict(os.environ, DSBS_RUNS=str(tmp_path/runs), ACCELERATE_USE_CPU='true', OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT))
-    program = tmp_path/'dsbs_command.py'; program.write_text('import sys\nfrom dsbs.cli import main\nsys.exit(main())\n')
+    program = tmp_path/'dsbs_command.py'; program.write_text(f'import sys\n{first}\nfrom dsbs.cli import main\nsys.exit(main())\n')
     return subprocess.Popen([*launch, str(program), 'run', *(t for t in TINY if t.split('=')[0] not in changed), *settings, '--json'], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, cwd=tmp_path)
 
 
@@ -48,6 +48,14 @@ def test_two_processes_that_compute_blocks_twice_train_as_without(tmp_path):
     assert made['false']['history'] == made['true']['history'] and made['false']['metrics'] == made['true']['metrics'] and made['false']['provenance']['processes'] == 2
     a, b = (load_file(tmp_path/on/'model.safetensors') for on in made)
     assert a.keys() == b.keys() and all(a[name].equal(b[name]) for name in a)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('way', ['ddp', 'fsdp2'])
+def test_two_processes_sum_a_loss_in_pieces(tmp_path, way):
+    few = 'from dsbs import multitask; multitask.LOGITS = 2000' # some twenty positions of this vocabulary
+    one, two = (record(start(tmp_path, which, runs=which, first=few))[0] for which in ('one', way))
+    same_training(one, two)
 
 
 @pytest.mark.slow
