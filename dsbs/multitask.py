@@ -93,6 +93,8 @@ class Batch:
     attention_mask: torch.Tensor # [K, B+R, T]
     label_targets: torch.Tensor # [K, B, U]
     rationale_targets: torch.Tensor # [K, R, V]
+    label_at: torch.Tensor # [K, n], where in the flattened targets there is a token; students that have fewer get others at the end
+    rationale_at: torch.Tensor # [K, m]
     shared: torch.Tensor|None = None # [K, R], where both views read the same: the examples whose encoding the rationale's view shares; input_ids then has B rows
 
     def to(self, device): return Batch(*(t if t is None else t.to(device, non_blocking=True) for t in vars(self).values()))
@@ -109,8 +111,12 @@ def collate(
     why = [[i for i, e in enumerate(examples) if e.rationale_target] for examples in students]
     once = any(why) and all(examples[i].rationale_input == examples[i].label_input for examples, some in zip(students, why) for i in some)
     inputs = _pad([[e.label_input for e in examples] + [examples[i].rationale_input for i in some if not once] for examples, some in zip(students, why)], 0)
-    return Batch(inputs, (inputs != 0).long(), _pad([[e.label_target for e in examples] for examples in students], -100),
-                 _pad([[examples[i].rationale_target for i in some] for examples, some in zip(students, why)], -100), torch.tensor(why) if once else None)
+    targets = (_pad([[e.label_target for e in examples] for examples in students], -100), _pad([[examples[i].rationale_target for i in some] for examples, some in zip(students, why)], -100))
+    return Batch(inputs, (inputs != 0).long(), *targets, *map(_places, targets), torch.tensor(why) if once else None)
+
+def _places(targets):
+    there = targets.flatten(1) != -100
+    return (~there).int().argsort(dim=1, stable=True)[:, :there.sum(1).max()]
 
 # %% ../nbs/07_multitask.ipynb #bf0867cb
 class TokenTable(Sequence):
@@ -225,21 +231,20 @@ class StepByStep(nn.Module):
         self.scale = 1/(1+rationale_weight) if one_of('loss_form', loss_form, LOSS_FORMS) == 'authors' else 1.
 
     def forward(self, batch:Batch, totals:tuple[torch.Tensor, torch.Tensor]|None=None) -> dict[str, torch.Tensor]: # loss, label_loss, rationale_loss: [K]
-        n_label, n_rationale = totals or token_counts(batch)
+        totals = totals or token_counts(batch)
         b, mask = batch.label_targets.shape[1], batch.attention_mask
+        n_label, n_rationale = (n.to(mask.device, non_blocking=True) for n in totals)
         memory = self.stack.encode(batch.input_ids, mask).unflatten(1, mask.shape[1:]) # [K, rows, T, width]
-        label = self._loss(memory[:, :b], mask[:, :b], batch.label_targets, LABEL_START)/n_label
-        if not n_rationale.any(): return dict(loss=self.scale*label, label_loss=label)
+        label = self._loss(memory[:, :b], mask[:, :b], batch.label_targets, batch.label_at, LABEL_START)/n_label
+        if not totals[1].any(): return dict(loss=self.scale*label, label_loss=label)
         if batch.shared is None: own, start = (slice(None), slice(b, None)), LABEL_START
         else: own, start = (torch.arange(len(mask), device=mask.device)[:, None], batch.shared), RATIONALE_START
-        rationale = self._loss(memory[own], mask[own], batch.rationale_targets, start)/n_rationale if batch.rationale_targets.shape[1] else torch.zeros_like(label)
+        rationale = self._loss(memory[own], mask[own], batch.rationale_targets, batch.rationale_at, start)/n_rationale if batch.rationale_targets.shape[1] else torch.zeros_like(label)
         return dict(loss=self.scale*(label + self.rationale_weight*rationale), label_loss=label, rationale_loss=rationale)
 
-    def _loss(self, memory, mask, targets, start): # [K], summed over the targets
-        flat = targets.flatten(1)
-        at = (flat == -100).int().argsort(dim=1, stable=True)[:, :(flat != -100).sum(1).max()]
+    def _loss(self, memory, mask, targets, at, start): # [K], summed over the targets
         hidden = self.stack.decode(_shift_right(targets, start), memory.flatten(1, 2), mask)
-        hidden, flat, most = hidden.gather(1, at[..., None].expand(-1, -1, hidden.shape[2])), flat.gather(1, at), max(1, LOGITS//self.stack.config.vocab_size)
+        hidden, flat, most = hidden.gather(1, at[..., None].expand(-1, -1, hidden.shape[2])), targets.flatten(1).gather(1, at), max(1, LOGITS//self.stack.config.vocab_size)
         if at.shape[1] <= most: return self._cross_entropy(hidden, flat)
         return sum(checkpoint(self._cross_entropy, *piece, use_reentrant=False) for piece in zip(hidden.split(most, 1), flat.split(most, 1)))
 

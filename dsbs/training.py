@@ -206,8 +206,8 @@ def update(
 ) -> dict[str, torch.Tensor]: # Losses: [K]
     "One update of every student."
     processes, summed = accelerator.num_processes, {}
-    batches = [b.to(accelerator.device) for b in batches]
-    totals = _sum_over_processes(accelerator, token_counts(*batches))
+    totals, batches = token_counts(*batches), [b.to(accelerator.device) for b in batches]
+    if processes > 1: totals = _sum_over_processes(accelerator, tuple(n.to(accelerator.device) for n in totals))
     for i, batch in enumerate(batches):
         with accelerator.no_sync(model) if i+1 < len(batches) else nullcontext():
             with accelerator.autocast(): losses = model(batch, totals)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest, torch
 from accelerate import Accelerator
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import T5Config, T5ForConditionalGeneration
 
 from dsbs.evaluation import _greedy
@@ -115,6 +116,27 @@ def updated(method, task_prefix, accumulation, clip, steps=2):
     config = TrainingConfig(batch_size=8, accumulation=accumulation, clip=clip)
     losses = [update(model, accelerator, optimizer, schedule, micro_batches([rows], accelerator, config), config) for _ in range(steps)]
     return {n:p.detach().clone() for n, p in t5.named_parameters()}, {n:v.item() for n, v in losses[-1].items()}
+
+
+class Asked(TorchDispatchMode):
+    "Operations that make the program wait for a tensor's values."
+    def __init__(self): super().__init__(); self.shapes = []
+    def __torch_dispatch__(self, f, types, args=(), kwargs=None):
+        if f._overloadpacket in (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero, torch.ops.aten.masked_select, torch.ops.aten._unique2): self.shapes.append(args[0].shape)
+        return f(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize('task_prefix', ['encoder', 'decoder'])
+def test_an_update_waits_for_no_tensor_of_the_device(task_prefix):
+    "But for the count of rationale tokens, once for each micro-batch, which is on the host."
+    config = TrainingConfig(batch_size=8, accumulation=2)
+    accelerator = Accelerator(cpu=True); model = accelerator.prepare(StepByStep(fixed_student('v1.1'))); model.stack.share()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True); schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, 1.)
+    batches = micro_batches([examples(task_prefix == 'decoder')], accelerator, config)
+    with Asked() as asked: update(model, accelerator, optimizer, schedule, batches, config)
+    assert asked.shapes == [torch.Size([])]*2
+    with Asked() as asked: batches[0].label_targets.max().item()
+    assert len(asked.shapes) == 1, 'else this would see nothing'
 
 
 @pytest.mark.parametrize('clip', [1., 100.], ids=['clipped', 'unclipped'])
