@@ -270,7 +270,7 @@ def headline_bars(
         else: ax.barh(row, p[field], color=LOOKS[p['curve']].color, height=.6); ax.text(p[field], row, f' {short_number(p[field])}', va='center', fontsize=7)
     ax.set_yticks(range(len(least)), [LOOKS[c].name for c in reversed(list(least['curve']))] if len(least) else []); ax.grid(axis='y', visible=False)
     ax.xaxis.set_major_locator(ticker.MaxNLocator(4)); ax.xaxis.set_major_formatter(lambda value, _: short_number(value))
-    ax.set_xlabel(label); ax.set_xlim(0, 1.25*max([v for v in least[field] if v and not pd.isna(v)], default=1)) if len(least) else say_what_is_missing(ax, least)
+    ax.set_xlabel(f'{label}\n{seeds_note(least[least["n"] > 0])}' if len(least) else label); ax.set_xlim(0, 1.25*max([v for v in least[field] if v and not pd.isna(v)], default=1)) if len(least) else say_what_is_missing(ax, least)
     return ax
 
 def cost_lines(
