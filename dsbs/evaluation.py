@@ -130,27 +130,26 @@ def next_token_accuracy(
 def prediction_cost(
     students:Sequence[str], # Of `specs.SCRATCH`
     task:str='same_kind', # An embedded task
-    repeats:int=7, # Of which the median counts
+    repeats:int=7, # Of which the median counts; all are timed by turns, so that what else the machine does falls on all
     batch_size:int=64,
 ) -> list[dict]: # student, parameters, form, new_tokens, milliseconds (for one example), threads
     "Time answers on this machine, on one thread."
     task, why = load_task(task), extract(load_task(task), 'train')
     texts = [*task['train']['input'], *(f'{r.rationale} {ANSWER_MARK}' for r in why.values()), *task.label_set]
     before = torch.get_num_threads(); torch.set_num_threads(1)
-    try: return [row for name in students for row in _cost_rows(name, texts, task, next(iter(why.values())), repeats, batch_size)]
+    try:
+        cases = [case for name in students for case in _cost_cases(name, texts, task, next(iter(why.values())), batch_size)]
+        turns = [[_seconds(answer) for _, answer in cases] for _ in range(repeats+1)][1:] # the first warms up
     finally: torch.set_num_threads(before)
+    return [row | dict(milliseconds=round(statistics.median(times)/batch_size*1000, 4), threads=1) for (row, _), times in zip(cases, zip(*turns))]
 
-def _cost_rows(name, texts, task, said, repeats, batch_size):
+def _cost_cases(name, texts, task, said, batch_size): # (row, what answers once)
     t5, tokenizer = make_student(name, texts); stack = Stack([t5]).eval()
     batch = tokenizer([make_views(task.example('test', i), 'standard').label[0] for i in range(batch_size)], padding=True, return_tensors='pt')
     label, both = (len(tokenizer(text).input_ids) for text in (said.label, f'{said.rationale} {ANSWER_MARK} {said.label}'))
-    return [dict(student=name, parameters=t5.num_parameters(), form=form, new_tokens=n, milliseconds=round(_median_time(stack, batch, n, repeats)/batch_size*1000, 4), threads=1)
+    ids, mask = batch.input_ids[None], batch.attention_mask[None]
+    return [(dict(student=name, parameters=t5.num_parameters(), form=form, new_tokens=n), lambda n=n: _greedy(stack, stack.encode(ids, mask), mask, n, LABEL_START, ends=False))
             for form, n in (('label only', label), ('rationale, then label', both))]
 
 @torch.inference_mode()
-def _median_time(stack, batch, n, repeats): # seconds
-    ids, mask = batch.input_ids[None], batch.attention_mask[None]
-    times = []
-    for _ in range(repeats+1): # the first warms up
-        start = time.perf_counter(); _greedy(stack, stack.encode(ids, mask), mask, n, LABEL_START, ends=False); times.append(time.perf_counter()-start)
-    return statistics.median(times[1:])
+def _seconds(work): start = time.perf_counter(); work(); return time.perf_counter()-start

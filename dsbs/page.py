@@ -198,10 +198,10 @@ def images_of(figure:str, reports:Path) -> list[Path]:
 
 # %% ../nbs/17_page.ipynb #d1ed07f9
 SCALES = { # preset -> its name, what it is
-    'quick':('Embedded benchmark', 'generated tasks, students of 0.04 to 0.6 million parameters from random weights, a simulated teacher'),
+    'quick':('Embedded benchmark', 'generated tasks, students of 0.02 to 0.2 million parameters from random weights, a simulated teacher'),
     'standin':('e-SNLI, stand-in rows', "real e-SNLI with PaLM 540B's recorded rationales; validation rows stand in for the training rows, students start from random weights"),
     'prefix':('Embedded benchmark, five seeds', 'generated tasks, students of 0.2 million parameters from random weights, a simulated teacher; the study of where the task is named'),
-    'tune':('Choice of settings', 'the embedded benchmark, on a seed that no other figure uses'),
+    'tune':('Choice of settings', 'the embedded benchmark, on four seeds that no other figure uses'),
     'paper':("The paper's scale", "the paper's four datasets, pretrained T5 of 220M to 11B parameters")}
 
 def _range(values): return '' if not values else f'{min(values):,}' if min(values) == max(values) else f'{min(values):,} to {max(values):,}'
