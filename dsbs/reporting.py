@@ -16,6 +16,7 @@ import nbformat, papermill
 from nbclient.exceptions import CellTimeoutError
 from nbconvert import MarkdownExporter
 from papermill.exceptions import PapermillExecutionError
+from traitlets.config import Config
 
 from .claims import examples_needed, judge, summary, tidy
 from .experiments import default_workers
@@ -76,7 +77,6 @@ def _check_complete(notebook, name):
 
 # %% ../nbs/18_reporting.ipynb #1743094b
 CELL_TIMEOUT = 3600. # Seconds: figures are drawn from runs that are made already
-_QUIET = '--IPKernelApp.log_level=CRITICAL' # To the kernel: nothing of its own on stderr; what a cell writes there is passed on
 
 def run_notebook(
     path:Path, # A notebook
@@ -87,16 +87,21 @@ def run_notebook(
 ) -> Path:
     "Execute a notebook; `out` is replaced only when every cell has run."
     path = Path(path); check_parameters(path, parameters)
-    with replacing(out) as tmp, warnings.catch_warnings():
+    with replacing(out) as tmp, warnings.catch_warnings(), _short_folder() as sockets:
         warnings.simplefilter('ignore')
         try: papermill.execute_notebook(str(path), str(tmp), parameters, kernel_name='python3', cwd=str(path.parent), progress_bar=False,
-                                        execution_timeout=timeout or None, stdout_file=None, stderr_file=sys.stderr, log_output=False, extra_arguments=[_QUIET])
+                                        execution_timeout=timeout or None, stdout_file=None, stderr_file=sys.stderr, log_output=False, config=_kernel_at(sockets))
         except CellTimeoutError: raise RuntimeError(f'{path.name}: a cell took longer than {timeout:g} s, and was stopped') from None
         except PapermillExecutionError as e: raise RuntimeError(f'{path.name}: {e.ename}: {e.evalue}') from None
         except Exception as e: raise RuntimeError(f'{path.name}: {type(e).__name__}: {e}') from None
         notebook = nbformat.read(tmp, 4); _check_complete(notebook, path.name)
         nbformat.write(_as_published(notebook, private), tmp)
     return Path(out)
+
+def _short_folder(): return tempfile.TemporaryDirectory(prefix='dsbs-', dir='/tmp' if len(tempfile.gettempdir()) > 60 else None) # the name of a socket has at most 107 letters
+
+def _kernel_at(folder): # sockets in the file system: a port that was free a moment ago may be taken, and others on the machine could listen there
+    return Config(KernelManager=dict(transport='ipc', connection_file=str(Path(folder)/'kernel.json')))
 
 class _Tables(HTMLParser): # whether HTML is a table as pandas writes it, and nothing else
     allowed = {name:{'style'} for name in ('div', 'p', 'thead', 'tbody', 'tr', 'td', 'br')} | dict(style={'scoped'}, table={'border', 'class'}, th={'style', 'valign', 'rowspan', 'colspan', 'halign'})

@@ -96,3 +96,13 @@ def test_a_parameter_that_looks_like_a_secret_is_refused_and_not_repeated(given,
 
 @pytest.mark.parametrize('given', [dict(name='task-heavier'), dict(name='data/sk'), dict(settings=dict(max_target=4, student='t5-v1_1-base')), dict(name='https://example.org:8000/v1'), dict(name='flan-t5-small'), dict(name='a token of thanks'), dict(name='hf_hub')], ids=str)
 def test_what_is_no_secret_is_taken(given, tmp_path): check_parameters(notebook(tmp_path/'example.ipynb', TYPED), given)
+
+
+@pytest.mark.parametrize('name', ['t', 'a-long-name-for-a-temporary-folder-'*3], ids=['a short temporary folder', 'a long one'])
+def test_a_kernel_listens_at_no_port(tmp_path, monkeypatch, capfd, name):
+    "A port that was free when it was chosen may be taken when the kernel comes to it; and nothing of the kernel's own is on stderr."
+    (tmp_path/name).mkdir(); monkeypatch.setattr('tempfile.tempdir', str(tmp_path/name))
+    ask = "from ipykernel import get_connection_info; info = get_connection_info(unpack=True); print(info['transport'], len(info['ip']))"
+    out = run_notebook(notebook(tmp_path/'example.ipynb', TYPED, ask), tmp_path/'out.ipynb', {})
+    said = [o.text.split() for cell in nbformat.read(out, 4).cells for o in cell.get('outputs', [])]
+    assert said[0][0] == 'ipc' and int(said[0][1]) < 100 and not capfd.readouterr().err and not list((tmp_path/name).iterdir())
