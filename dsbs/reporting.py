@@ -90,7 +90,8 @@ def run_notebook(
     with replacing(out) as tmp, warnings.catch_warnings(), _short_folder() as sockets:
         warnings.simplefilter('ignore')
         try: papermill.execute_notebook(str(path), str(tmp), parameters, kernel_name='python3', cwd=str(path.parent), progress_bar=False,
-                                        execution_timeout=timeout or None, stdout_file=None, stderr_file=sys.stderr, log_output=False, config=_kernel_at(sockets))
+                                        execution_timeout=timeout or None, stdout_file=None, stderr_file=sys.stderr, log_output=False, config=_kernel_at(sockets),
+                                        extra_arguments=['--IPKernelApp.log_level=CRITICAL']) # that it was told to end is no error
         except CellTimeoutError: raise RuntimeError(f'{path.name}: a cell took longer than {timeout:g} s, and was stopped') from None
         except PapermillExecutionError as e: raise RuntimeError(f'{path.name}: {e.ename}: {e.evalue}') from None
         except Exception as e: raise RuntimeError(f'{path.name}: {type(e).__name__}: {e}') from None
