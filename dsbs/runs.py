@@ -22,17 +22,17 @@ from .checkpoints import load_checkpoint
 from .evaluation import generate, input_batches, label_accuracy, likeliest_labels, next_token_accuracy
 from .extraction import Reading, extract, human_rationales, quality, set_name
 from .multitask import ANSWER_MARK, LABEL_START, RATIONALE_START, StepByStep, in_one_shape, make_views, tokenise_once
-from .records import UsageError, canonical_json, is_main_process, now, provenance, published, read_jsonl, reports_dir, runs_dir as find_runs_dir, write_text
+from .records import DRIFT, EARLY, TOLERANCE, UsageError, accuracy_tolerance, canonical_json, is_near, is_main_process, now, provenance, published, read_jsonl, reports_dir, runs_dir as find_runs_dir, write_text
 from .specs import ADDED, PREFIXES, SCRATCH, RunSpec, in_common, key_of, make_spec, prepare, recipe, run_key, train_size, training_examples
 from .student import make_student
 from .tasks import EMBEDDED, Example, subset
 from .teacher import teacher_name
-from .training import SAVE_EVERY, Trainee, fit
+from .training import SAVE_EVERY, Trainee, fit, instruction_set
 
 # %% ../nbs/11_runs.ipynb #025e04e2
 def _made_on(spec, device):
     name = torch.cuda.get_device_name(device) if device.type == 'cuda' else 'cpu'
-    return dict(device_name=name, isa=torch.backends.cpu.get_cpu_capability(), processes=PartialState().num_processes, prompts=_prompts(spec.teacher))
+    return dict(device_name=name, isa=instruction_set(), processes=PartialState().num_processes, prompts=_prompts(spec.teacher))
 
 def _prompts(folder): # split -> hash of the prompt that a rationale set was asked with
     cards = sorted(Path(folder).expanduser().glob('*.card.json')) if folder else []
@@ -115,7 +115,7 @@ class _Run: # a spec with its data and student
                        n_test=len(task['test']), parameters=self.t5.num_parameters(), tokens=_tokens(self.rows, result.steps, spec))
         return dict(key=run_key(spec, self.data_dir), spec=asdict(spec), metrics=metrics, history=result.history, evaluations=result.evaluations, answers=dict(list(zip(task['test']['id'], outputs))[:SHOWN]),
                     teacher_quality=self.teacher_quality(), data=self.data.hashes, stand_in=task.stand_in, teacher=_who_says(spec, task),
-                    provenance=provenance() | dict(recipe=recipe(spec), device=str(self.t5.device), resumed=result.resumed) | _made_on(spec, self.t5.device), time=dict(finished=now(), seconds=round(result.seconds, 2)))
+                    provenance=provenance() | dict(recipe=recipe(spec), device=str(self.t5.device), resumed=result.resumed, students=result.students) | _made_on(spec, self.t5.device), time=dict(finished=now(), seconds=round(result.seconds, 2)))
 
 def train_runs(
     specs:Sequence[RunSpec], # With the same `specs.in_common`
@@ -274,16 +274,34 @@ def verify(
     record:dict, # From `record_named`, say
     data_dir:str|Path|None=None,
     progress:Callable[[int, float], None]=lambda step, loss: None, # Told (step, loss) at each validation
-) -> dict: # key, equal, differences, not_recorded, rerun, within_tolerance, machine, recorded_commit, this_commit
-    "Make a run again and compare all its numbers."
+) -> dict: # key, holds, equal, within_tolerance, compared, why, tolerance, differences, beyond, not_recorded, rerun, machine, recorded_commit, this_commit
+    "Make a run again and compare all its numbers: to the last digit where that is promised, within the tolerance of `records` elsewhere."
     wrong = check_record(record, data_dir)
     again = None if wrong else train_run(make_spec(ADDED | record['spec']), data_dir, progress)[0]
     said, seen = dict(_flat(_numbers(record))), dict(_flat(_numbers(again or record)))
     wrong = wrong or [dict(field=f, recorded=v, rerun=seen.get(f)) for f, v in said.items() if f not in seen or seen[f] != v]
     here = provenance() | _made_on(make_spec(ADDED | record['spec']), torch.device('cpu')) | (again or {}).get('provenance', {})
-    return dict(key=record['key'], equal=not wrong, differences=wrong, not_recorded=sorted({_part(f, record) for f in seen} - {_part(f, record) for f in said}), rerun=again is not None,
-                within_tolerance=again is not None and all(map(partial(_near, record['metrics']), wrong)), machine=_machines(record['provenance'], here),
-                recorded_commit=record['provenance'].get('commit'), this_commit=here['commit'])
+    machine = _machines(record['provenance'], here)
+    why = _why_digits_differ(record, machine)
+    far = [d for d in wrong if not (again and _near(record, d))]
+    beyond = far if why else wrong
+    return dict(key=record['key'], holds=not beyond, equal=not wrong, within_tolerance=not far, compared='within tolerance' if why else 'to the last digit', why=why, tolerance=_tolerances(record),
+                differences=wrong, beyond=beyond, not_recorded=sorted({_part(f, record) for f in seen} - {_part(f, record) for f in said}), rerun=again is not None,
+                machine=machine, recorded_commit=record['provenance'].get('commit'), this_commit=here['commit'])
+
+def _why_digits_differ(record, machine): # empty: nothing lets them
+    made, spec = record['provenance'], record['spec']
+    alone = made.get('students', 0 if spec['student'] in SCRATCH and not spec['dropout'] else 1) == 1 # 0: it may have had others beside it
+    elsewhere = any(not r['exact'] for r in made.get('resumed', []))
+    several = made.get('processes', 1) > 1
+    found = {'another kind of machine or other libraries':machine['kind'] != 'same', 'trained beside other students':not alone,
+             'resumed where something else was used':elsewhere, 'trained by several processes':several}
+    return [reason for reason, true in found.items() if true]
+
+def _tolerances(record): # losses relative, accuracies in points
+    m = record['metrics']
+    loss = max(DRIFT, TOLERANCE[record['spec']['dtype']])
+    return dict(updates=EARLY, loss=loss, test_accuracy=round(accuracy_tolerance(m['n_test']), 2), validation_accuracy=round(accuracy_tolerance(m['n_validation']), 2))
 
 def _flat(value, name=''): # (field, value)
     if isinstance(value, dict): parts = [(f'{name}.{k}' if name else k, v) for k, v in value.items()]
@@ -295,12 +313,16 @@ def _part(field, record): # a field as it is told when a record lacks it: of lis
     top = re.split(r'[.[]', field)[0]
     return field.partition('[')[0] if top in record else top
 
-def _near(m, difference): # within what another kind of machine may change
+_COUNTED = ('data.', 'stand_in', 'metrics.n_', 'metrics.parameters', 'metrics.majority')
+
+def _near(record, difference): # within what may differ where the last digits do
     field, a, b = difference.values()
-    if field.startswith('history[1].'): return abs(a-b) <= 1e-3*abs(a)
-    if field.startswith(('data.', 'stand_in')) or field.startswith('metrics.n_'): return False
+    allowed = _tolerances(record)
+    if field.startswith(_COUNTED): return False
+    early = re.match(r'history\[(\d+)\]', field)
+    if early and int(early[1]) <= EARLY: return b is not None and is_near(a, b, allowed['loss'])
     if 'accuracy' not in field or None in (a, b): return True
-    return abs(a-b) <= 100/m['n_validation' if 'validation' in field else 'n_test']**.5
+    return abs(a-b) <= allowed['validation_accuracy' if 'validation' in field else 'test_accuracy']
 
 def _machines(recorded, here): # what both say of themselves
     there, ours = (dict(_flat({name:p[name] for name in ('device', 'device_name', 'isa', 'python', 'versions', 'machine') if name in p})) for p in (recorded, here))

@@ -3,13 +3,17 @@ import json
 
 import pytest, torch
 
+from dsbs.records import TOLERANCE
+from dsbs.training import has_bfloat16
+
+DTYPES = ['float32'] + ['bfloat16']*has_bfloat16() # those that are measured when nothing is said
 TINY = ['--task', 'same_kind', '--student', '0.2M', '--device', 'cpu', '--repeats', '1', '--threads', '1']
 
 
 def test_train_gives_a_row_for_each_implementation_and_dtype(main):
     status, out, _ = main('bench', 'train', *TINY, '--steps', '1', '--batch-size', '8', '--json')
     rows = json.loads(out)
-    assert status == 0 and [(r['implementation'], r['dtype']) for r in rows] == [(w, d) for d in ('float32', 'bfloat16') for w in ('reference', 'ours')]
+    assert status == 0 and [(r['implementation'], r['dtype']) for r in rows] == [(w, d) for d in DTYPES for w in ('reference', 'ours')]
     for r in rows:
         assert (r['task'], r['student'], r['batch_size'], r['threads']) == ('same_kind', '0.2M', 8, 1) and r['parameters'] > 100_000 and r['device']
         assert r['tokens_per_second'] > r['examples_per_second'] > 0 and r['peak_gflops'] > 0 and r['peak_memory_mb'] > 0
@@ -17,22 +21,22 @@ def test_train_gives_a_row_for_each_implementation_and_dtype(main):
         assert r['ratio_to_float32'] == pytest.approx(r['tokens_per_second']/rows[0]['tokens_per_second'], abs=1e-3)
     for reference, ours in zip(rows[::2], rows[1::2]):
         assert reference['ratio'] == 1 and ours['ratio'] == pytest.approx(ours['tokens_per_second']/reference['tokens_per_second'], abs=1e-3)
-    assert rows[1]['loss_difference'] <= 1e-5 and rows[3]['loss_difference'] <= 2e-2
+    for r in rows[1::2]: assert r['loss_difference'] <= TOLERANCE[r['dtype']]
 
 
 def test_one_dtype_as_a_table(main):
-    status, out, _ = main('bench', 'train', *TINY, '--steps', '1', '--batch-size', '8', '--dtype', 'bfloat16')
+    status, out, err = main('bench', 'train', *TINY, '--steps', '1', '--batch-size', '2', '--dtype', 'bfloat16')
     where, head, *rows = out.splitlines()
-    assert status == 0 and '1 thread, batches of 8' in where and len(rows) == 2
+    assert status == 0 and 'left out' not in err and '1 thread, batches of 2' in where and len(rows) == 2
     assert [len(line.split()) for line in rows] == [13, 13] and 'ratio' in head and 'float32' not in ' '.join(rows)
 
 
 def test_evaluate_gives_the_same_answers(main):
     status, out, _ = main('bench', 'evaluate', *TINY, '--limit', '40', '--json')
     rows = json.loads(out)
-    assert status == 0 and [(r['implementation'], r['dtype']) for r in rows] == [(w, d) for d in ('float32', 'bfloat16') for w in ('reference', 'ours')]
+    assert status == 0 and [(r['implementation'], r['dtype']) for r in rows] == [(w, d) for d in DTYPES for w in ('reference', 'ours')]
     for r in rows: assert r['questions'] == 40 and r['seconds'] > 0 and 1 <= r['tokens_written'] <= 64 and r['peak_memory_mb'] > 0 and 1 <= r['distinct_answers'] <= 40
-    assert rows[0]['same_answers'] == rows[1]['same_answers'] == 1 and rows[0]['accuracy'] == rows[1]['accuracy']
+    assert rows[0]['same_answers'] == rows[1]['same_answers'] == 1
     for reference, ours in zip(rows[::2], rows[1::2]):
         assert reference['ratio'] == 1 and ours['ratio'] == pytest.approx(reference['seconds']/ours['seconds'], rel=.01)
 
@@ -105,3 +109,50 @@ def test_what_is_measured_when_nothing_is_said(recorded):
     assert bench_cases(device='cpu') == [('same_kind', '0.2M'), ('cqa', '9M'), ('svamp', '9M')]
     assert bench_cases(device='cuda') == [('cqa', '220M'), ('svamp', '220M')]
     assert bench_cases(device='cuda', data_dir='nowhere') == [('same_kind', '220M')]
+
+
+# ---- a device without bfloat16, and a signal
+
+@pytest.fixture
+def without_bfloat16(monkeypatch): monkeypatch.setattr('dsbs.bench.has_bfloat16', lambda device: False)
+
+
+def test_bfloat16_is_left_out_where_the_device_has_none(main, without_bfloat16):
+    status, out, err = main('bench', 'train', *TINY, '--steps', '1', '--batch-size', '8', '--json')
+    assert status == 0 and {r['dtype'] for r in json.loads(out)} == {'float32'}
+    assert [l for l in err.splitlines() if l.startswith('dsbs: bfloat16 is left out: ')] and '--dtype bfloat16' in err
+
+
+def test_the_slowest_products_take_little_time(without_bfloat16, monkeypatch):
+    "A device that multiplies a hundred times as slowly is asked for smaller matrices."
+    from dsbs import bench
+    asked = []
+    monkeypatch.setattr(bench, '_product_seconds', lambda n, dtype, device='cpu': asked.append(n) or 2*n**3/4e8)
+    assert bench.matmul_peak('bfloat16') == pytest.approx(.4) and max(asked) <= 256
+
+
+@pytest.mark.parametrize('measure', ['train', 'evaluate'])
+def test_stopped_by_a_signal_it_prints_what_is_finished(main, monkeypatch, measure):
+    from dsbs import bench
+    whole, asked = getattr(bench, f'_{measure}_rows'), []
+    def rows(*args):
+        asked.append(args)
+        if len(asked) == 2: raise KeyboardInterrupt # as SIGINT and SIGTERM do
+        return whole(*args)
+    monkeypatch.setattr(bench, f'_{measure}_rows', rows)
+    status, out, err = main('bench', measure, *TINY, '--dtype', 'float32', '--dtype', 'bfloat16', '--json')
+    assert status == 1 and [(r['implementation'], r['dtype']) for r in json.loads(out)] == [('reference', 'float32'), ('ours', 'float32')]
+    assert err.splitlines()[-1] == 'dsbs: stopped: these 2 of 4 rows are finished'
+
+
+def test_stopped_before_anything_is_finished(main, monkeypatch):
+    def stop(*args): raise KeyboardInterrupt
+    monkeypatch.setattr('dsbs.bench._train_rows', stop)
+    status, out, err = main('bench', 'train', *TINY, '--json')
+    assert (status, out) == (1, '') and 'stopped' in err.splitlines()[-1]
+
+
+def test_numbers_have_digits_however_slow():
+    "Half a token in a second has as many digits as a million."
+    from dsbs import bench
+    assert [bench._digits(x) for x in (.123456789, 1234567.8)] == [.123457, 1234570.]

@@ -304,7 +304,7 @@ def test_what_cannot_be_to_the_bit_goes_on_and_says_so(tmp_path, stopped, monkey
     again, err = train(shutil.copytree(stopped, tmp_path/'copy'), SHORT), capsys.readouterr().err
     (resumed,) = again.result.resumed
     assert resumed['step'] == 5 and resumed['exact'] is False and 'torch 1.0 and not' in resumed['why'] and 'threads 64 and not 1' in resumed['why']
-    assert err == f"dsbs: going on from step 5, but not to the bit: {resumed['why']}\n" and steps(again) == list(range(1, 9))
+    assert err == f"dsbs: resumed at step 5, with other last digits: {resumed['why']}\n" and steps(again) == list(range(1, 9))
 
 
 def test_another_order_of_examples_is_noticed(tmp_path, stopped):
