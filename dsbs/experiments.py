@@ -52,7 +52,7 @@ def _attempt(specs, data_dir, runs_dir, progress, stop):
     folder_of, leases, came = {s:runs_dir/run_key(s, data_dir) for s in specs}, {}, _Attempt()
     try:
         for s, folder in folder_of.items():
-            if _is_done(folder): continue
+            if _is_done(folder): _tidy(folder); continue
             if not (lease := take_lease(folder)): came.held.append(s)
             elif _is_done(folder): lease.release(done=True)
             else: leases[s] = lease
@@ -84,9 +84,13 @@ def _make_leased(leases, folder_of, came, data_dir, runs_dir, progress, stop):
 
 def _place(record, folder, lease):
     with replacing(folder/'record.json') as tmp: tmp.write_text(canonical_json(record), encoding='utf-8'); lease.renew()
-    for name in ('error.txt', 'error.before.txt'): (folder/name).unlink(missing_ok=True)
-    shutil.rmtree(folder/'checkpoints', ignore_errors=True)
     lease.release(done=True)
+    _tidy(folder)
+
+def _tidy(folder): # of a run that is done: what its maker removes, or would have removed if it had not been killed in between
+    left = ['error.txt', 'error.before.txt', *(p.name for p in folder.glob('lease.*.json'))]
+    for name in left: (folder/name).unlink(missing_ok=True)
+    shutil.rmtree(folder/'checkpoints', ignore_errors=True)
 
 def _train(specs, data_dir, progress, done, runs_dir, stop):
     from dsbs.runs import train_runs # torch is loaded here and not before
@@ -211,7 +215,7 @@ class _Launcher:
 
     def is_settled(self, spec):
         if spec in self.done or spec in self.failed: return True
-        if _is_done(self.folder_of[spec]): self.done.add(spec)
+        if _is_done(self.folder_of[spec]): _tidy(self.folder_of[spec]); self.done.add(spec)
         elif why := _failure(self.folder_of[spec]): self.failed[spec] = why
         return spec in self.done or spec in self.failed
 
@@ -266,6 +270,7 @@ def run_all(
     data_dir, runs_dir = find_data_dir(data_dir), find_runs_dir(runs_dir)
     keys = [run_key(s, data_dir) for s in specs]
     todo = {k:s for k, s in zip(keys, specs) if not find_record(k, runs_dir)}
+    for k in set(keys) - set(todo): _tidy(runs_dir/k)
     for k in todo if retry_failed else (): _forget_failure(runs_dir/k)
     write_text(runs_dir/'grids'/f'{hash_json(sorted(set(keys)))[:16]}.json', canonical_json(sorted(set(keys))))
     if todo: _make(todo, data_dir, runs_dir, workers or default_workers(), len(set(keys)))

@@ -1,5 +1,5 @@
 "Several launchers on one folder of runs: nothing made twice, nothing lost, and an end when one is asked for."
-import json, os, random, signal, subprocess, sys, time
+import contextlib, json, os, random, signal, subprocess, sys, time
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TINY = RunSpec(student='scratch-32x1', dropout=0., n_train=40, max_steps=4, eval_every=2, batch_size=8, learning_rate=1e-3)
 GRID = [replace(TINY, n_train=n, seed=s, subset_seed=s) for n in (20, 30, 40) for s in range(3)]
 FORK = get_context('fork')
+HANGS = 600 # Seconds after which a test gives up: no machine is so busy
 
 needs_proc = pytest.mark.skipif(not leases._where(), reason='this system does not tell when a process began')
 
@@ -66,70 +67,83 @@ def launcher(folder, work=lambda folder: run_all(GRID, runs_dir=folder, workers=
     return process
 
 
-def outcome(process, folder, timeout=60):
-    process.join(timeout); assert process.exitcode == 0
+def outcome(process, folder):
+    process.join(HANGS); assert process.exitcode == 0
     return (folder/f'outcome.{process.pid}').read_text()
 
 
 def kill_all(process, number=signal.SIGKILL):
-    for _ in range(100):
-        try: return os.killpg(process.pid, number)
-        except ProcessLookupError: time.sleep(.01)
+    "Once it is in its group, or has ended."
+    wait_for(lambda: not process.is_alive() or os.getpgid(process.pid) == process.pid)
+    with contextlib.suppress(ProcessLookupError): os.killpg(process.pid, number)
 
 
-def wait_for(true, timeout=20):
-    end = time.monotonic()+timeout
+def wait_for(true):
+    end = time.monotonic()+HANGS
     while not true():
         assert time.monotonic() < end, 'waited in vain'
         time.sleep(.01)
 
 
-def one_round(folder, rng, longest=.6):
-    "Two launchers, one killed with its workers at a random moment: the seconds until each run it had was taken over."
+def under_way(folder, process):
+    "Keys of runs that a launcher's workers have begun and not ended."
+    own = {what:[l['key'] for l in notes(folder, what) if l['group'] == process.pid] for what in ('start', 'end')}
+    return set(own['start'])-set(own['end'])
+
+
+def one_round(folder, rng):
+    "Two launchers, one killed with its workers at a moment at which it has runs under way: how many were taken over."
     folder.mkdir(); pair = [launcher(folder) for _ in range(2)]
-    time.sleep(rng.uniform(0, longest)); killed = rng.choice(pair); other = pair[1-pair.index(killed)]
-    kill_all(killed); when = time.time(); killed.join()
+    killed = rng.choice(pair); other = pair[1-pair.index(killed)]
+    wait_for(lambda: under_way(folder, killed) or all(p.exitcode is not None for p in pair))
+    time.sleep(rng.uniform(0, .03)); kill_all(killed); killed.join()
     assert outcome(other, folder) == ''
     assert {p.parent.name for p in folder.glob('*/record.json')} == {run_key(s) for s in GRID}, 'lost'
     assert not list(folder.glob('*/lease.*')) and not list(folder.glob('*/error.txt'))
-    delays = []
+    taken_over = 0
     for s in GRID:
         ends, starts = ([l for l in notes(folder, what) if l['key'] == run_key(s)] for what in ('end', 'start'))
         assert len(ends) <= 1 and 1 <= len(starts) <= 2, 'trained twice'
         if len(starts) == 2:
-            assert (starts[0]['group'], starts[1]['group']) == (killed.pid, other.pid) and starts[1]['time'] > when and not any(e['pid'] == starts[0]['pid'] for e in ends)
-            delays.append(starts[1]['time']-when)
-    return delays
+            assert (starts[0]['group'], starts[1]['group']) == (killed.pid, other.pid) and not any(e['pid'] == starts[0]['pid'] for e in ends)
+            taken_over += 1
+    return taken_over
 
 
 @needs_proc
 @pytest.mark.parametrize('rounds', [8, pytest.param(50, marks=pytest.mark.slow)])
 def test_two_launchers_one_of_them_killed(tmp_path, quick, rounds):
-    "No run is trained twice to the end, none is lost, and a dead launcher's runs are taken over within 60 s: here at once."
-    rng, delays, started = random.Random(rounds), [], time.monotonic()
+    "No run is trained twice to the end, none is lost, and a dead launcher's runs are taken over: here, where its processes can be asked for, before its leases are stale."
+    quick.setattr(leases, 'STALE', 10*HANGS)
+    rng, taken_over = random.Random(rounds), 0
     for i in range(rounds):
         folder = tmp_path/str(i); quick.setattr(experiments, '_train', stand_in(folder))
-        delays += one_round(folder, rng)
-    print(f'{len(delays)} runs taken over, after {max(delays):.2f} s at most; {time.monotonic()-started:.0f} s in all')
-    assert len(delays) > rounds/4 and max(delays) < 10
+        taken_over += one_round(folder, rng)
+    assert taken_over >= rounds/4
 
 
 def test_a_launcher_of_another_machine_dies(tmp_path, quick):
-    "Whether its processes live cannot be asked, so its leases go stale: in half a second here, in 30 s for good."
-    quick.setattr(leases, 'STALE', .6); quick.setattr(leases, 'BEAT', .05)
-    quick.setattr(experiments, '_train', stand_in(tmp_path, (.3, .4)))
+    "Whether its processes live cannot be asked, so its leases go stale: after a second here, after 30 for good."
+    stale = 1.
+    quick.setattr(leases, 'STALE', stale); quick.setattr(leases, 'BEAT', .05)
+    quick.setattr(experiments, '_train', stand_in(tmp_path, (HANGS, HANGS)))
     far = launcher(tmp_path, before=lambda: setattr(leases, '_where', lambda: 'another machine'))
-    wait_for(lambda: notes(tmp_path, 'start')); kill_all(far); killed = time.time(); far.join()
+    wait_for(lambda: under_way(tmp_path, far)); kill_all(far); far.join()
+    begun = {l['key'] for l in notes(tmp_path, 'start')}
+    beats = {key:max(p.stat().st_mtime for p in (tmp_path/key).glob('lease.*.json')) for key in begun}
+    quick.setattr(experiments, '_train', stand_in(tmp_path))
     assert outcome(launcher(tmp_path), tmp_path) == ''
     assert {p.parent.name for p in tmp_path.glob('*/record.json')} == {run_key(s) for s in GRID}
-    again = [l['time']-killed for l in notes(tmp_path, 'start') if l['key'] in {n['key'] for n in notes(tmp_path, 'start') if n['group'] == far.pid} and l['group'] != far.pid]
-    assert again and .5 < min(again) and max(again) < 10
+    again = {l['key']:l['time'] for l in notes(tmp_path, 'start') if l['group'] != far.pid and l['key'] in begun}
+    assert again.keys() == begun and all(again[key] >= beats[key]+stale-.1 for key in begun), 'taken over while it could have been alive'
     assert STALE >= 5*BEAT and STALE + 2*POLL + BEAT < 60
 
 
 def test_a_lease_is_kept_alive_by_its_holder(tmp_path):
-    lease = take_lease(tmp_path, beat=.05)
-    for _ in range(8): time.sleep(.1); assert lease_holder(tmp_path, stale=.4)['pid'] == os.getpid() and not take_lease(tmp_path, stale=.4)
+    "Each sign of life is younger than the last; an old one that is not followed by another is none."
+    lease = take_lease(tmp_path, beat=.02); beats = set()
+    wait_for(lambda: beats.add(lease.path.stat().st_mtime_ns) or len(beats) >= 5)
+    assert lease_holder(tmp_path)['pid'] == os.getpid() and not take_lease(tmp_path)
     lease.release(); assert not lease_holder(tmp_path) and take_lease(tmp_path)
 
 
@@ -162,11 +176,19 @@ def test_only_one_of_many_takes_over(tmp_path):
         assert sum(won.get() for _ in crowd) == 1
 
 
+def go_stale(path):
+    "As if its holder had given no sign of life for long: it sleeps, or the machine does."
+    os.utime(path, (time.time()-2*STALE,)*2)
+
+
 def test_a_suspended_holder_learns_that_its_run_was_taken_over(tmp_path, quick):
     "Stopped for longer than a lease lasts, it neither trains on nor overwrites, and returns the other's record."
-    quick.setattr(leases, 'STALE', .4); quick.setattr(leases, 'BEAT', .05); quick.setattr(experiments, '_train', stand_in(tmp_path, (1.5, 1.5)))
+    quick.setattr(leases, 'BEAT', .05); quick.setattr(experiments, '_train', stand_in(tmp_path, (HANGS, HANGS)))
     asleep = launcher(tmp_path, lambda folder: run(TINY, runs_dir=folder))
-    wait_for(lambda: notes(tmp_path, 'start')); kill_all(asleep, signal.SIGSTOP); time.sleep(.6)
+    wait_for(lambda: notes(tmp_path, 'start')); kill_all(asleep, signal.SIGSTOP)
+    wait_for(lambda: Path(f'/proc/{asleep.pid}/stat').read_text().rpartition(')')[2].split()[0] == 'T')
+    go_stale(next((tmp_path/run_key(TINY)).glob('lease.*.json')))
+    quick.setattr(experiments, '_train', stand_in(tmp_path))
     record, path = run(TINY, runs_dir=tmp_path), tmp_path/run_key(TINY)/'record.json'
     placed = path.stat().st_mtime_ns
     kill_all(asleep, signal.SIGCONT)
@@ -175,42 +197,53 @@ def test_a_suspended_holder_learns_that_its_run_was_taken_over(tmp_path, quick):
     assert [p.name for p in path.parent.iterdir()] == ['record.json']
 
 
-def test_a_holder_that_wakes_while_the_other_trains_does_not_place_its_result(tmp_path, quick):
-    quick.setattr(leases, 'STALE', .4)
-    asleep = take_lease(tmp_path/run_key(TINY), beat=60); time.sleep(.5)
-    other = take_lease(tmp_path/run_key(TINY))
+def test_a_holder_that_wakes_while_the_other_trains_does_not_place_its_result(tmp_path):
+    asleep = take_lease(tmp_path/run_key(TINY), beat=HANGS); go_stale(asleep.path)
+    other = take_lease(tmp_path/run_key(TINY), beat=HANGS)
     with pytest.raises(leases.LeaseLost): experiments._place(dict(key=run_key(TINY)), tmp_path/run_key(TINY), asleep)
     assert sorted(p.name for p in (tmp_path/run_key(TINY)).iterdir()) == ['lease.0.json', 'lease.1.json']
     asleep.release(); other.renew(); other.release()
 
 
+def test_what_a_killed_maker_left_beside_its_record_is_removed(tmp_path, quick):
+    "Killed after it placed the record and before it tidied up: whoever comes next does, and makes nothing again."
+    def leave(spec):
+        folder = tmp_path/run_key(spec); (folder/'checkpoints'/'000001').mkdir(parents=True)
+        take_lease(folder, beat=HANGS); (folder/'record.json').write_text(json.dumps(dict(key=run_key(spec), time=dict(seconds=1))))
+    quick.setattr(experiments, '_train', lambda *args: pytest.fail('made again'))
+    for make in (lambda: run_all([TINY], runs_dir=tmp_path, workers=1), lambda: run(TINY, runs_dir=tmp_path)):
+        leave(TINY); make()
+        assert [p.name for p in (tmp_path/run_key(TINY)).iterdir()] == ['record.json']
+
+
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
 def test_asked_to_end_it_drains(tmp_path, quick, number):
     "To the whole group, as a terminal or a cluster sends it: what is under way ends early, nothing new begins, and the next call goes on."
-    quick.setattr(experiments, '_train', stand_in(tmp_path, (10, 10)))
-    process = launcher(tmp_path); wait_for(lambda: len(notes(tmp_path, 'start')) >= 2)
-    time.sleep(.2); started = len(notes(tmp_path, 'start')); kill_all(process, number); asked = time.monotonic()
+    quick.setattr(experiments, '_train', stand_in(tmp_path, (10*HANGS, 10*HANGS)))
+    process = launcher(tmp_path); wait_for(lambda: len({l['pid'] for l in notes(tmp_path, 'start')}) == 2)
+    kill_all(process, number)
     said = outcome(process, tmp_path)
-    assert said.startswith('Stopped: stopped: 0 of 9 runs are done') and 'were cut short' in said and time.monotonic()-asked < 5
-    assert len(notes(tmp_path, 'start')) == started and not list(tmp_path.glob('*/error.txt')) and run_status(tmp_path)['running'] == 0
+    assert said.startswith('Stopped: stopped: 0 of 9 runs are done') and 'were cut short' in said
+    assert len({l['pid'] for l in notes(tmp_path, 'start')}) == 2 and not list(tmp_path.glob('*/error.txt')) and run_status(tmp_path)['running'] == 0
     assert all(leases._started(l['pid']) is None for l in notes(tmp_path)), 'workers must end with their launcher'
     quick.setattr(experiments, '_train', stand_in(tmp_path))
     assert len(run_all(GRID, runs_dir=tmp_path, workers=2)) == 9
 
 
 def test_asked_twice_it_ends_at_once(tmp_path, quick):
-    quick.setattr(experiments, '_train', stand_in(tmp_path, (60, 60), heeds=False))
+    quick.setattr(experiments, '_train', stand_in(tmp_path, (10*HANGS, 10*HANGS), heeds=False))
     process = launcher(tmp_path); wait_for(lambda: len(notes(tmp_path, 'start')) >= 2)
-    for _ in range(2): kill_all(process, signal.SIGINT); time.sleep(.3)
-    assert outcome(process, tmp_path, 5).startswith('KeyboardInterrupt')
+    def ask_again(): kill_all(process, signal.SIGINT); return not process.is_alive() # two signals at once may come as one
+    wait_for(lambda: time.sleep(.3) or ask_again())
+    assert outcome(process, tmp_path).startswith('KeyboardInterrupt')
     assert all(leases._started(l['pid']) is None for l in notes(tmp_path)), 'workers must end with their launcher'
 
 
 def test_one_run_drains_too(tmp_path, quick):
-    quick.setattr(experiments, '_train', stand_in(tmp_path, (10, 10)))
+    quick.setattr(experiments, '_train', stand_in(tmp_path, (10*HANGS, 10*HANGS)))
     process = launcher(tmp_path, lambda folder: run(TINY, runs_dir=folder)); wait_for(lambda: notes(tmp_path, 'start'))
     kill_all(process, signal.SIGINT)
-    assert outcome(process, tmp_path, 5).startswith('Stopped: stopped; the same call goes on')
+    assert outcome(process, tmp_path).startswith('Stopped: stopped; the same call goes on')
 
 
 def test_a_failed_run_is_tried_again_only_when_asked(tmp_path, quick):
@@ -253,7 +286,7 @@ def test_failed_by_another_launcher_is_failed(tmp_path, quick):
 
 
 def test_status_tells_what_runs_where(tmp_path, quick, main):
-    quick.setattr(experiments, '_train', stand_in(tmp_path, (10, 10))); (tmp_path/'runs').mkdir()
+    quick.setattr(experiments, '_train', stand_in(tmp_path, (10*HANGS, 10*HANGS))); (tmp_path/'runs').mkdir()
     process = launcher(tmp_path, lambda folder: run_all(GRID, runs_dir=folder/'runs', workers=2)); wait_for(lambda: len({n['pid'] for n in notes(tmp_path, 'start')}) == 2)
     now = lambda: json.loads(main('status', '--json')[1])
     wait_for(lambda: now()['running'] == len(notes(tmp_path, 'start'))) # a lease is taken before its run says that it begins
@@ -287,10 +320,10 @@ def test_two_real_launchers_one_of_them_killed(tmp_path):
     from dsbs.runs import same_numbers, train_run
     pair = [subprocess.Popen([sys.executable, '-c', REAL, tmp_path], cwd=ROOT, process_group=0, stderr=subprocess.DEVNULL) for _ in range(2)]
     records = lambda: {p:p.stat().st_mtime_ns for p in tmp_path.glob('*/record.json')}
-    wait_for(lambda: len(records()) >= 2 and len(run_status(tmp_path)['processes']) == 2, 300)
+    wait_for(lambda: len(records()) >= 2 and len(run_status(tmp_path)['processes']) == 2)
     os.killpg(pair[0].pid, signal.SIGKILL); pair[0].wait(); kept = records()
-    assert pair[1].wait(300) == 0
+    assert pair[1].wait(HANGS) == 0
     after = records()
     assert len(after) == 8 and all(after[p] == t for p, t in kept.items()) and not list(tmp_path.glob('*/lease.*'))
     record = json.loads(max(after, key=after.get).read_text())
-    assert same_numbers(record) == same_numbers(train_run(RunSpec(**record['spec']))[0])
+    assert same_numbers(record) == same_numbers(train_run(RunSpec(**record['spec']))[0]), 'with dropout each trains alone: the same computation'
