@@ -1,8 +1,10 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 STAMP := .venv/installed
+JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 8 ? n : 8)))
+export OMP_NUM_THREADS ?= 1
 
-.PHONY: install cluster reproduce test lab export check clean
+.PHONY: install cluster reproduce test test-numbers test-poorer-cpu lab export check clean
 
 install: $(STAMP)
 
@@ -25,8 +27,19 @@ reproduce: $(STAMP)
 	$(BIN)/dsbs reproduce
 
 test: $(STAMP)
-	$(BIN)/nbdev_test --n_workers 2 --pause 0.5
-	$(BIN)/python -m pytest -q $(PYTEST)
+	$(BIN)/nbdev_test --n_workers $(JOBS) --pause 0.5
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal $(PYTEST)
+
+# what computes, as on a CPU with AVX2 at most, and with nothing of its own
+test-poorer-cpu: $(STAMP)
+	$(POORER) ATEN_CPU_CAPABILITY=avx2 $(MAKE) test-numbers
+	$(POORER) ATEN_CPU_CAPABILITY=default $(MAKE) test-numbers
+
+POORER := MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2
+
+test-numbers: $(STAMP)
+	$(BIN)/nbdev_test --n_workers $(JOBS) --pause 0.5 --file_re '(student|multitask|training|evaluation|runs|bench)\.ipynb'
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m numeric $(PYTEST)
 
 lab: $(STAMP)
 	$(BIN)/jupyter lab nbs

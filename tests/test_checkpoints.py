@@ -15,6 +15,8 @@ from dsbs.specs import RunSpec, TrainingConfig, run_key
 from dsbs.student import scratch_config
 from dsbs.training import Interrupted, Trainee, TrainingResult, fit
 
+pytestmark = pytest.mark.numeric
+
 CONFIG = TrainingConfig(max_steps=30, eval_every=10, batch_size=8, learning_rate=3e-3)
 SHORT = replace(CONFIG, max_steps=8, eval_every=3)
 

@@ -30,7 +30,7 @@ def project(tmp_path, monkeypatch):
 
 def snakemake(project, *args, profile='local', jobs='jobs', **options):
     command = [snakemake_program(), '-s', f'{jobs}/Snakefile', '--profile', f'{jobs}/profiles/{profile}', *args]
-    return subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=400, **options)
+    return subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=1800, **options)
 
 
 def table(folder):
@@ -192,7 +192,7 @@ def made_here(tmp_path_factory):
     project = tmp_path_factory.mktemp('here')
     shutil.copytree(ROOT/'nbs', project/'nbs', ignore=shutil.ignore_patterns('tutorials', '.ipynb_checkpoints')); shutil.copy(ROOT/'settings.ini', project)
     env = {k:v for k, v in os.environ.items() if k != 'DSBS_RUNS'}
-    done = subprocess.run([Path(sys.executable).parent/'dsbs', 'reproduce', FIGURE, '--preset', 'smoke'], cwd=project, env=env, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([Path(sys.executable).parent/'dsbs', 'reproduce', FIGURE, '--preset', 'smoke'], cwd=project, env=env, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr
     return folders(project)
 
@@ -255,10 +255,10 @@ PartitionName=all Nodes={host} Default=YES MaxTime=INFINITE State=UP
     monkeypatch.setenv('SLURM_CONF', str(conf)); monkeypatch.setenv('PATH', f'{top}/bin:{os.environ["PATH"]}:/usr/sbin')
     def start(*command):
         with open(top/f'{Path(command[0]).name}.out', 'w') as out: started.append(subprocess.Popen(list(map(str, command)), stdout=out, stderr=out, start_new_session=True))
-    def ask(*command): return subprocess.run(command, capture_output=True, text=True, timeout=30)
+    def ask(*command): return subprocess.run(command, capture_output=True, text=True, timeout=300)
     try:
         start('munged', '-F', '--force', f'--key-file={top}/munge/key', f'--socket={top}/munge/socket', f'--pid-file={top}/munge/pid', f'--log-file={top}/munge/log', f'--seed-file={top}/munge/seed')
-        deadline = time.time()+60
+        deadline = time.time()+600
         while not (top/'munge'/'socket').exists() and time.time() < deadline: time.sleep(.1)
         start('slurmctld', '-D', '-f', conf); start('slurmd', '-D', '-f', conf, '-N', host)
         while (said := ask('sinfo', '-h', '-o', '%T').stdout.strip()) != 'idle' and time.time() < deadline: time.sleep(.5)
@@ -267,11 +267,11 @@ PartitionName=all Nodes={host} Default=YES MaxTime=INFINITE State=UP
         yield ask
     finally:
         if len(started) == 3:
-            ask('scancel', '--full', '--user=root'); until = time.time()+20
+            ask('scancel', '--full', '--user=root'); until = time.time()+120
             while ask('squeue', '-h').stdout.strip() and time.time() < until: time.sleep(.5)
         for process in reversed(started):
             process.send_signal(signal.SIGTERM)
-            try: process.wait(15)
+            try: process.wait(120)
             except subprocess.TimeoutExpired: process.kill(); process.wait()
         shutil.rmtree(top, ignore_errors=True)
 
@@ -282,7 +282,7 @@ def test_slurm_leaves_the_same_folders_though_jobs_are_killed(project, slurm, ma
     command = [snakemake_program(), '-s', 'jobs/Snakefile', '--profile', 'jobs/profiles/slurm']
     with open(project.parent/'log', 'w') as log: first = subprocess.Popen([*command, '--retries', '0', '--jobs', '1'], cwd=project, stdout=log, stderr=log)
     try:
-        deadline = time.time()+400
+        deadline = time.time()+1800
         while not records(project) and time.time() < deadline: time.sleep(.2)
         gone = None # the next job: killed as soon as it trains
         while not gone and time.time() < deadline:
@@ -290,7 +290,7 @@ def test_slurm_leaves_the_same_folders_though_jobs_are_killed(project, slurm, ma
             if running and len(records(project)) == 1: gone = slurm('squeue', '-h', '-t', 'R', '-o', '%i').stdout.split(); slurm('scancel', *gone)
             time.sleep(.2)
         assert gone, (project.parent/'log').read_text()
-        assert first.wait(200) != 0
+        assert first.wait(1800) != 0
     finally:
         if first.poll() is None: first.kill(); first.wait()
     before = records(project)

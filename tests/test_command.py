@@ -54,18 +54,12 @@ def test_a_wrong_call_is_the_same_from_a_shell(dsbs):
     one_line(dsbs('run', 'task=sudoku'), "unknown task 'sudoku'")
 
 
-def test_help_is_quick():
-    start = time.perf_counter()
-    done = subprocess.run([Path(sys.executable).parent/'dsbs', '--help'], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0 and 'reproduce' in done.stdout
-    assert time.perf_counter()-start < 2
-
-
-def test_status_loads_nothing_heavy(tmp_path):
-    "What is asked often should answer at once: no library that takes a good part of a second to load."
-    code = "import sys; from dsbs.cli import main; status = main(['status']); heavy = {'torch', 'transformers', 'datasets', 'numpy', 'pandas'} & set(sys.modules); sys.exit(status or str(heavy or '') or 0)"
-    done = subprocess.run([sys.executable, '-c', code], env=os.environ | {'DSBS_RUNS':str(tmp_path)}, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0 and '0 done' in done.stdout, done.stderr
+@pytest.mark.parametrize('call, words', [(['status'], '0 done'), (['--help'], 'reproduce')])
+def test_what_is_asked_often_loads_nothing_heavy(tmp_path, call, words):
+    "It should answer at once: no library that takes a good part of a second to load."
+    code = f"import sys; from dsbs.cli import main\ntry: status = main({call})\nexcept SystemExit as e: status = e.code\nheavy = {{'torch', 'transformers', 'datasets', 'numpy', 'pandas'}} & set(sys.modules); sys.exit(status or str(heavy or '') or 0)"
+    done = subprocess.run([sys.executable, '-c', code], env=os.environ | {'DSBS_RUNS':str(tmp_path)}, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0 and words in done.stdout, done.stderr
 
 
 def test_run_prints_its_record_and_is_not_made_twice(dsbs):
@@ -101,20 +95,33 @@ def test_smoke_leaves_good_figures_alone(dsbs, tmp_path):
     assert not list(reports.glob('.staging-*'))
 
 
+def wait_for(true):
+    end = time.monotonic()+600
+    while not true():
+        assert time.monotonic() < end, 'waited in vain'
+        time.sleep(.05)
+
+
+def is_there(group):
+    "Whether a process group has any process left."
+    try: os.killpg(group, 0)
+    except ProcessLookupError: return False
+    return True
+
+
 @pytest.mark.slow
 def test_killed_grid_goes_on_where_it_stopped(dsbs, tmp_path):
     "SIGKILL in the middle: what was recorded is not made again, and the results are those of an undisturbed run."
     from dsbs.runs import same_numbers
     env = os.environ | {'DSBS_RUNS':str(tmp_path/'runs')}
     command = [str(Path(sys.executable).parent/'dsbs'), 'reproduce', 'fig4', '--preset', 'smoke', '--workers', '1', '--reports', str(tmp_path/'reports')]
-    started = subprocess.Popen(command, cwd=ROOT, env=env, stderr=subprocess.DEVNULL)
+    started = subprocess.Popen(command, cwd=ROOT, env=env, stderr=subprocess.DEVNULL, process_group=0)
     records = lambda: {p:p.stat().st_mtime_ns for p in (tmp_path/'runs').glob('*/record.json')}
-    deadline = time.time()+120
-    while len(records()) < 3 and time.time() < deadline: time.sleep(.05)
+    wait_for(lambda: len(records()) >= 3)
     started.send_signal(signal.SIGKILL); started.wait()
-    time.sleep(4)
-    before = records(); time.sleep(2)
-    assert 3 <= len(before) < 20 and records() == before, 'workers must end with the command'
+    wait_for(lambda: not is_there(started.pid)) # workers must end with the command
+    before = records()
+    assert 3 <= len(before) < 20
     assert not list((tmp_path/'reports').rglob('*.png'))
     assert dsbs('reproduce', 'fig4', '--preset', 'smoke', '--reports', tmp_path/'reports')[0] == 0
     assert not list((tmp_path/'reports').glob('.staging-*'))

@@ -285,7 +285,7 @@ def look(tmp_path):
         (tmp_path/'frame.html').write_text(f'<!doctype html>{frame}<script>onmessage = e => document.body.append(JSON.stringify(e.data))</script>')
         quiet = ['--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync', '--disable-quic', f'--user-data-dir={tmp_path/"profile"}']
         options = ['--headless', '--no-sandbox', '--disable-gpu', '--window-size=1400,3000', f'--blink-settings=preferredColorScheme={0 if dark else 1}', *quiet, '--virtual-time-budget=5000', '--dump-dom']
-        done = subprocess.run([chromium, *options, (tmp_path/'frame.html').as_uri()], capture_output=True, text=True, timeout=120, encoding='utf-8')
+        done = subprocess.run([chromium, *options, (tmp_path/'frame.html').as_uri()], capture_output=True, text=True, timeout=600, encoding='utf-8')
         assert done.returncode == 0 and '{"' in done.stdout, done.stderr[-1000:] + done.stdout[-1000:]
         return json.loads(Cells(done.stdout).text)
     return open_page

@@ -8,6 +8,8 @@ from dsbs.specs import SCRATCH, RunSpec, recipe
 from dsbs.student import make_student
 from dsbs.training import TrainingConfig, Trainee, fit
 
+pytestmark = pytest.mark.numeric
+
 WORDS = ['a b c d e f g h i j k l m n o p']*3
 def rows(shared, why=True): return [Tokenised([4+i % 5, *[5+j for j in range(i % 4)], 1], [4+i % 7, 1], *([[4+i % 5, *[5+j for j in range(i % 4)], 1] if shared else [9, 4, 1], [6+j for j in range(3+i % 5)] + [1]] if why and i % 5 else [[], []])) for i in range(12)]
 

@@ -13,6 +13,8 @@ from dsbs.specs import RunSpec, TrainingConfig, run_key
 from dsbs.student import Stack, scratch_config
 from dsbs.training import Trainee, fit
 
+pytestmark = pytest.mark.numeric
+
 CONFIG = TrainingConfig(max_steps=5, eval_every=5, batch_size=8, learning_rate=3e-3)
 
 

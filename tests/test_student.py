@@ -13,6 +13,8 @@ from dsbs.specs import TrainingConfig
 from dsbs.student import Stack, make_student, train_tokenizer
 from dsbs.training import micro_batches, update
 
+pytestmark = pytest.mark.numeric
+
 GOLDEN = Path(__file__).with_name('golden_logits.json')
 TINY = dict(vocab_size=40, d_model=16, d_kv=4, d_ff=24, num_layers=2, num_decoder_layers=1, num_heads=4, relative_attention_num_buckets=8, relative_attention_max_distance=16, dropout_rate=0.)
 FORMS = { # as their config.json says it; what is not tied is not scaled either

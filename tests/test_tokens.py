@@ -17,6 +17,8 @@ from dsbs.student import make_student, train_tokenizer
 from dsbs.tasks import Example
 from dsbs.training import Interrupted, Trainee, fit
 
+pytestmark = pytest.mark.numeric
+
 EXAMPLES = [Example(str(i), f'is {i} more than {i*7 % 40} ?', 'yes' if i*7 % 40 < i else 'no', f'{i} comes after {i-1} .' if i % 5 else None) for i in range(40)]
 
 

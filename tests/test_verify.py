@@ -10,6 +10,8 @@ from dsbs.records import canonical_json, write_text
 from dsbs.runs import check_record, train_run
 from dsbs.specs import ADDED, key_of, make_spec
 
+pytestmark = pytest.mark.numeric
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT/'reports'/'results'
 SPEC = dict(student='scratch-32x1', max_steps=8, eval_every=4, learning_rate=3e-3, batch_size=8, n_train=32)
