@@ -1,4 +1,4 @@
-import os
+import os, subprocess
 from pathlib import Path
 
 import pytest
@@ -28,10 +28,20 @@ def recorded():
     return folder
 
 
+@pytest.fixture(scope='session')
+def published(tmp_path_factory):
+    "A folder with README.md and reports/ as they are published: what lies here, unless `make reproduce` or a reader has made results or figures anew, and then what is committed."
+    git = lambda *args: subprocess.run(['git', '-C', ROOT, *args], capture_output=True)
+    if git('diff', '--quiet', 'HEAD', '--', 'reports/results', 'reports/figures', 'reports/datasets.jsonl').returncode != 1: return ROOT # or not a git checkout
+    folder = tmp_path_factory.mktemp('published')
+    subprocess.run(['tar', '-x', '-C', folder], input=git('archive', 'HEAD', 'README.md', 'reports').stdout, check=True)
+    return folder
+
+
 @pytest.fixture
 def dsbs(tmp_path):
     "Call the command in a process of its own: (exit status, standard output, standard error)."
-    import subprocess, sys
+    import sys
     def call(*args, runs=tmp_path/'runs', timeout=1800):
         done = subprocess.run([Path(sys.executable).parent/'dsbs', *map(str, args)], capture_output=True, text=True, timeout=timeout,
                               cwd=ROOT, env=os.environ | {'DSBS_RUNS':str(runs)})

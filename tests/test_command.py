@@ -76,13 +76,14 @@ def test_same_spec_same_record(dsbs, tmp_path):
     assert same_numbers(first) == same_numbers(second)
 
 
-def test_figures_by_preset_recorded_are_the_committed_ones(dsbs, tmp_path):
-    if not list((ROOT/'reports'/'results').glob('*.jsonl')): pytest.skip('no published results yet')
-    reports = tmp_path/'reports'; shutil.copytree(ROOT/'reports'/'results', reports/'results'); shutil.copy(ROOT/'reports'/'datasets.jsonl', reports)
+def test_figures_by_preset_recorded_are_the_published_ones(dsbs, tmp_path, published):
+    here = published/'reports'
+    if not list((here/'results').glob('*.jsonl')): pytest.skip('no published results yet')
+    reports = tmp_path/'reports'; shutil.copytree(here/'results', reports/'results'); shutil.copy(here/'datasets.jsonl', reports)
     status, out, err = dsbs('reproduce', 'fig4', '--preset', 'recorded', '--reports', reports, '--json')
     assert 'Kernel' not in err
     assert status == 0, err
-    for svg in (reports/'figures').glob('*.svg'): assert svg.read_bytes() == (ROOT/'reports'/'figures'/svg.name).read_bytes()
+    for svg in (reports/'figures').glob('*.svg'): assert svg.read_bytes() == (here/'figures'/svg.name).read_bytes()
 
 
 def test_smoke_leaves_good_figures_alone(dsbs, tmp_path):

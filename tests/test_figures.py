@@ -83,12 +83,12 @@ def test_what_is_as_it_should_be_is_not_made_again(dsbs, tmp_path):
 
 
 @pytest.mark.slow
-def test_every_figure_made_twice_is_the_same_bytes(tmp_path):
+def test_every_figure_made_twice_is_the_same_bytes(tmp_path, published):
     "Figures, executed notebooks and the page, from the published records, in two processes whose hashes differ; nothing is taken from the first."
     if not RESULTS.is_dir(): pytest.skip('nothing is published yet')
     made = []
     for seed in '12':
-        reports = tmp_path/seed; shutil.copytree(RESULTS, reports/'results'); shutil.copy(ROOT/'reports'/'datasets.jsonl', reports)
+        reports = tmp_path/seed; shutil.copytree(published/'reports'/'results', reports/'results'); shutil.copy(published/'reports'/'datasets.jsonl', reports)
         done = subprocess.run([BIN/'dsbs', 'reproduce', '--preset', 'recorded', '--reports', reports, '--json'], cwd=ROOT, capture_output=True, text=True, timeout=3600, env=os.environ | {'PYTHONHASHSEED':seed})
         assert done.returncode == 0, done.stderr[-3000:]
         made.append({str(p.relative_to(reports)):p.read_bytes() for p in reports.rglob('*') if p.is_file()})
@@ -96,7 +96,7 @@ def test_every_figure_made_twice_is_the_same_bytes(tmp_path):
     assert {Path(n).stem for n in made[0] if n.startswith('notebooks/')} == {f'{f}.recorded' for f in FIGURES if 'recorded' in presets_of(f)} and len(figures) >= len(FIGURES) and 'index.html' in made[0]
     assert sorted(n for n in made[0].keys() | made[1].keys() if made[0].get(n) != made[1].get(n)) == []
     for name in figures:
-        if name.endswith('.svg') and (ROOT/'reports'/name).is_file(): assert made[0][name] == (ROOT/'reports'/name).read_bytes(), f'{name} is not the committed one'
+        if name.endswith('.svg') and (published/'reports'/name).is_file(): assert made[0][name] == (published/'reports'/name).read_bytes(), f'{name} is not the committed one'
 
 
 def test_reading_and_drawing_do_not_load_torch():
@@ -104,13 +104,14 @@ def test_reading_and_drawing_do_not_load_torch():
     subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=True)
 
 
-def test_the_report_and_the_readme_show_the_published_records():
+def test_the_report_and_the_readme_show_the_published_records(published):
     from dsbs.claims import judge
     from dsbs.grids import read_described
     from dsbs.page import page_html
     from dsbs.reporting import headline, verdicts
-    if not (RESULTS/'quick.jsonl').is_file(): pytest.skip('nothing is published yet')
-    claims = judge(RESULTS)
-    assert (ROOT/'reports'/'index.html').read_text() == page_html(ROOT/'reports', claims, read_described(ROOT/'reports'/'datasets.jsonl'))
-    readme = (ROOT/'README.md').read_text()
-    assert headline(RESULTS) in readme and verdicts(claims) in readme
+    reports = published/'reports'
+    if not (reports/'results'/'quick.jsonl').is_file(): pytest.skip('nothing is published yet')
+    claims = judge(reports/'results')
+    assert (reports/'index.html').read_text() == page_html(reports, claims, read_described(reports/'datasets.jsonl'))
+    readme = (published/'README.md').read_text()
+    assert headline(reports/'results') in readme and verdicts(claims) in readme
