@@ -158,3 +158,11 @@ def test_numbers_have_digits_however_slow():
     "Half a token in a second has as many digits as a million."
     from dsbs import bench
     assert [bench._digits(x) for x in (.123456789, 1234567.8)] == [.123457, 1234570.]
+
+
+def test_bfloat16_where_it_is_imitated_is_said_once(main, monkeypatch):
+    from dsbs import training
+    monkeypatch.setenv('ONEDNN_MAX_CPU_ISA', 'AVX2'); training._warn_of_bfloat16.cache_clear()
+    status, out, err = main('run', 'task=same_kind', 'student=scratch-16x2', 'n_train=8', 'max_steps=1', 'batch_size=2', 'dtype=bfloat16')
+    training._warn_of_bfloat16.cache_clear()
+    assert status == 0 and err.count('only imitates bfloat16') == 1 and 'times as long as in float32; use dtype=float32' in err
