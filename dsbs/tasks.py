@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'WEIGHTS', 'N_WORDS', 'FRUITS', 'PICKERS', 'EMBEDDED', 'EMBEDDED_SIZES', 'NLI_LABELS', 'PAPER', 'TASKS',
-           'STAND_INS', 'MAX_EQUATION', 'MAX_DEPTH', 'OWN_ANSWERS', 'MIN_ROWS', 'Example', 'Task', 'as_split',
-           'invented_words', 'EmbeddedTask', 'embedded_task', 'PaperTask', 'load_rows', 'carve', 'paper_task', 'subset',
-           'near_duplicates', 'EquationError', 'equation_value', 'normalise_answer', 'is_correct', 'OwnTask',
-           'is_task_folder', 'read_own_task', 'load_own_task', 'load_task']
+           'STAND_INS', 'MAX_EQUATION', 'MAX_DEPTH', 'FULL_STOPS', 'OWN_ANSWERS', 'MIN_ROWS', 'Example', 'Task',
+           'as_split', 'invented_words', 'EmbeddedTask', 'embedded_task', 'get_field', 'PaperTask', 'load_rows',
+           'carve', 'paper_task', 'subset', 'plain_text', 'alike_text', 'fold', 'plain_input', 'input_hash',
+           'near_duplicates', 'plain_equation', 'EquationError', 'equation_value', 'normalise_answer', 'is_correct',
+           'OwnTask', 'is_task_folder', 'read_utf8', 'read_objects', 'only_fields', 'read_checked', 'read_own_task',
+           'checked_label', 'row_id', 'load_own_task', 'load_task']
 
 # %% ../nbs/01_tasks.ipynb #3909114e
-import difflib, itertools, json, os, random, re, tomllib
+import difflib, hashlib, itertools, json, os, random, re, tomllib, unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -159,7 +161,12 @@ NLI_LABELS = ('entailment', 'neutral', 'contradiction')
 
 _KINDS = {str:'a text', int:'a whole number', list:'a list', str|int:'a text or a whole number'}
 
-def _get(row, name, kind=str):
+def get_field(
+    row:dict,
+    name:str,
+    kind:type=str, # What it should be: a text, `int`, `list` or `str|int`
+): # Its value
+    "A field of a row; a `UsageError` when it is absent, of another kind, empty or broken."
     if name not in row: raise UsageError(f'no field {name!r}')
     value = row[name]
     if not isinstance(value, kind) or isinstance(value, bool): raise UsageError(f'field {name!r} should be {_KINDS[kind]}, found {repr(value)[:40]}')
@@ -168,21 +175,21 @@ def _get(row, name, kind=str):
     return value
 
 def _read_cqa(row):
-    choices = _get(row, 'choices', list)
+    choices = get_field(row, 'choices', list)
     if len(choices) != 5 or not all(isinstance(c, str) for c in choices): raise UsageError("field 'choices' should hold 5 texts")
-    if _get(row, 'answer') not in choices: raise UsageError("field 'answer' is none of the choices")
+    if get_field(row, 'answer') not in choices: raise UsageError("field 'answer' is none of the choices")
     lettered = '\n'.join(f'({letter}) {c}' for letter, c in zip('abcde', choices))
-    return _get(row, 'id'), f"{_get(row, 'question')}\nAnswer Choices:\n{lettered}", row['answer']
+    return get_field(row, 'id'), f"{get_field(row, 'question')}\nAnswer Choices:\n{lettered}", row['answer']
 
 def _read_nli(row):
-    label = _get(row, 'label', int)
+    label = get_field(row, 'label', int)
     if label not in (0, 1, 2): raise UsageError(f"field 'label' should be 0, 1 or 2, found {label}")
-    own = _get(row, 'uid') if 'uid' in row else None
-    return own, f"{_get(row, 'premise')}</s>{_get(row, 'hypothesis')}", NLI_LABELS[label]
+    own = get_field(row, 'uid') if 'uid' in row else None
+    return own, f"{get_field(row, 'premise')}</s>{get_field(row, 'hypothesis')}", NLI_LABELS[label]
 
-def _read_svamp(row): return None, _get(row, 'input'), _get(row, 'label')
+def _read_svamp(row): return None, get_field(row, 'input'), get_field(row, 'label')
 
-def _read_asdiv(row): return None, f"{_get(row, 'Body')}\n{_get(row, 'Question')}", _get(row, 'Answer').split(' ')[0]
+def _read_asdiv(row): return None, f"{get_field(row, 'Body')}\n{get_field(row, 'Question')}", get_field(row, 'Answer').split(' ')[0]
 
 # %% ../nbs/01_tasks.ipynb #503a2ace
 @dataclass(frozen=True)
@@ -282,15 +289,60 @@ def subset(
     if not 1 <= n <= len(split): raise UsageError(f'n_train={n} does not fit: the training split has {len(split)} rows')
     return split.select(np.random.default_rng(seed).permutation(len(split))[:n])
 
+# %% ../nbs/01_tasks.ipynb #b5081268
+_UNSEEN = dict.fromkeys(map(ord, '\u00ad\u061c\u200b\u200c\u200d\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2060\u2066\u2067\u2068\u2069\ufe0e\ufe0f\ufeff'))
+
+def plain_text(text:str) -> str:
+    "A text as it is compared: in Unicode's composed form (NFC), without characters that nobody sees, white space squeezed."
+    return ' '.join(unicodedata.normalize('NFC', text).translate(_UNSEEN).split())
+
+# %% ../nbs/01_tasks.ipynb #1b012e62
+_ALIKE = str.maketrans(dict.fromkeys('‐‑‒–−﹣－', '-') | dict.fromkeys('‘’‛′＇', "'") | dict.fromkeys('“”„‟＂', '"') | {'＋':'+', '／':'/', '＃':'#'}
+                       | {0xff10+i:0x30+i for i in range(10)} | {start+i:start-0xfee0+i for start in (0xff21, 0xff41) for i in range(26)})
+
+def alike_text(text:str) -> str:
+    "`plain_text` with one form of dashes, quotes and digits."
+    return plain_text(text).translate(_ALIKE)
+
+def fold(text:str) -> str:
+    "`alike_text` without case."
+    return unicodedata.normalize('NFC', alike_text(text).casefold().replace('i\u0307', 'i'))
+
+# %% ../nbs/01_tasks.ipynb #d8a677c6
+def plain_input(text:str) -> str:
+    "An input as it is compared: composed (NFC), line ends as on Unix, no white space around."
+    return unicodedata.normalize('NFC', text.replace('\r\n', '\n').replace('\r', '\n')).strip()
+
+def input_hash(text:str) -> str:
+    "sha256 (64 hexadecimal digits) of an input as it is compared."
+    return hashlib.sha256(plain_input(text).encode('utf-8', 'surrogatepass')).hexdigest()
+
 # %% ../nbs/01_tasks.ipynb #dbaf3834
 def near_duplicates(
     texts:Iterable[str],
     others:Iterable[str],
 ) -> int: # How many of `texts` have the same set of words as one of `others`
     "Count texts that occur, but for numbers, order, repetition, case and punctuation, among others."
-    def words(text): return frozenset(re.findall(r'[^\W\d]+', text.casefold()))
+    def words(text):
+        letters = (c if _in_word(c) else ' ' for c in unicodedata.normalize('NFC', text.casefold()))
+        return frozenset(''.join(letters).split())
     known = set(map(words, others))
     return sum(words(t) in known for t in texts)
+
+def _in_word(c): # a vowel sign of Hindi is a mark beside its letter
+    return c == '_' or c.isalnum() and not c.isdecimal() or unicodedata.category(c)[0] == 'M'
+
+# %% ../nbs/01_tasks.ipynb #5d63c0da
+_SIGNS = str.maketrans(dict.fromkeys('×✕✖∗⋅·•＊', '*') | dict.fromkeys('÷∕⁄／', '/') | dict.fromkeys('−–—‐‑﹣－', '-') | {0xff10+i:0x30+i for i in range(10)}
+                       | {'＋':'+', '（':'(', '）':')', '．':'.', '，':','})
+_THOUSANDS = re.compile(r'(?<![0-9.,])[0-9]{1,3}(?:(?:,[0-9]{3})+|(?:[\u00a0\u2007\u2009\u202f][0-9]{3})+)(?![0-9,])')
+_TIMES = re.compile(r'(?<=[0-9)]) +[xX] +(?=[0-9(])')
+
+def plain_equation(text:str) -> str:
+    "An equation in the signs of a program: 1200 * 3 for 1,200 × 3. What is no equation stays none."
+    text = unicodedata.normalize('NFC', text).translate(_UNSEEN).translate(_SIGNS)
+    text = _THOUSANDS.sub(lambda number: re.sub('[^0-9]', '', number[0]), text)
+    return _TIMES.sub(' * ', text).strip()
 
 # %% ../nbs/01_tasks.ipynb #36b4d315
 class EquationError(ValueError):
@@ -302,7 +354,7 @@ MAX_DEPTH = 20 # Brackets and signs within each other
 
 def _tokens(text):
     if len(text) > MAX_EQUATION: raise EquationError(f'longer than {MAX_EQUATION} characters')
-    found, at, text = [], 0, text.strip()
+    found, at, text = [], 0, plain_equation(text)
     if not text: raise EquationError('empty')
     while at < len(text):
         m = _TOKEN.match(text, at)
@@ -346,9 +398,12 @@ def equation_value(
     return value
 
 # %% ../nbs/01_tasks.ipynb #d8938824
+FULL_STOPS = '.。．｡।۔።։။។' # Latin, Chinese and Japanese, Hindi, Urdu, Ethiopic, Armenian, Burmese, Khmer
+
 def normalise_answer(text:str) -> str:
-    "White space squeezed, one final full stop dropped; case counts, as it does in the published scores."
-    return ' '.join(text.split()).removesuffix('.').rstrip()
+    "`plain_text` without one final full stop; case counts, as it does in the published scores."
+    text = plain_text(text)
+    return text[:-1].rstrip() if text.endswith(tuple(FULL_STOPS)) else text
 
 def is_correct(
     prediction:str, # What the student or the teacher answered
@@ -376,7 +431,7 @@ class OwnTask:
     def exemplars(self) -> list[Example]:
         "Worked answers to show the teacher, each with its rationale; none when there is no exemplars.jsonl."
         path = self.folder/'exemplars.jsonl'
-        return _read_own_rows(path, lambda number, raw: _own_exemplar(self, number, raw)) if path.is_file() else []
+        return read_checked(path, lambda number, raw: _own_exemplar(self, number, raw)) if path.is_file() else []
 
 def is_task_folder(
     name:str, # What was given as a task
@@ -388,7 +443,8 @@ def is_task_folder(
 # %% ../nbs/01_tasks.ipynb #e5a609df
 _SUCH = 'write one JSON object per line, such as {"input": "...", "label": "..."}'
 
-def _read_utf8(path):
+def read_utf8(path:Path) -> str:
+    "A file's text; a `UsageError` names the line that is not UTF-8."
     raw = path.read_bytes()
     if raw[:2] in (b'\xff\xfe', b'\xfe\xff') or b'\0' in raw: raise UsageError(f'{path}: UTF-16, or no text at all: save it as UTF-8 text')
     try: return raw.decode('utf-8-sig')
@@ -402,27 +458,37 @@ def _what_else(line, found, first):
     if isinstance(found, json.JSONDecodeError): return f'not JSON ({found.msg} at character {found.colno})'
     return f'not JSON ({str(found)[:80]})' if isinstance(found, Exception) else f'expected an object, found {type(found).__name__}'
 
-def _own_objects(path):
+def read_objects(
+    path:Path, # JSON lines, as a person or a program may have written them
+    such:str=_SUCH, # What would be right, for the message
+) -> list[tuple[int, dict]]: # (line number from 1, object)
+    "Read the objects of a file of rows; a `UsageError` names file and line of what is none."
     rows = []
-    for number, line in enumerate(_read_utf8(path).split('\n'), 1):
+    for number, line in enumerate(read_utf8(path).split('\n'), 1):
         if not line.strip(): continue
         try: found = json.loads(line)
         except (ValueError, RecursionError) as e: found = e
-        if not isinstance(found, dict): raise UsageError(f'{path}:{number}: {_what_else(line.strip(), found, not rows)}: {_SUCH}')
+        if not isinstance(found, dict): raise UsageError(f'{path}:{number}: {_what_else(line.strip(), found, not rows)}: {such}')
         rows.append((number, found))
-    if not rows: raise UsageError(f'{path}: the file has no rows: {_SUCH}')
+    if not rows: raise UsageError(f'{path}: the file has no rows: {such}')
     return rows
 
 # %% ../nbs/01_tasks.ipynb #660156a0
-def _only(found, allowed):
+def only_fields(found:dict, allowed:Sequence[str]):
+    "A `UsageError` for a field that is not one of `allowed`."
     for name in found:
         if name in allowed: continue
         near = difflib.get_close_matches(name.lower(), allowed, 1)
         raise UsageError(f'unknown field {name[:40]!r}: ' + (f'did you mean {near[0]!r}?' if near else f"the fields are {', '.join(allowed)}"))
 
-def _read_own_rows(path, read):
+def read_checked(
+    path:Path, # JSON lines
+    read:Callable[[int, dict], object], # (line number, object) -> row; its `UsageError` gets file and line
+    such:str=_SUCH, # What a line should look like, for the message
+) -> list: # What `read` gave for each line
+    "Read and check the rows of a file."
     rows = []
-    for number, raw in _own_objects(path):
+    for number, raw in read_objects(path, such):
         try: rows.append(read(number, raw))
         except UsageError as e: raise UsageError(f'{path}:{number}: {e}') from None
     return rows
@@ -431,17 +497,17 @@ def _read_own_rows(path, read):
 def _own_labels(found):
     if 'labels' not in found: raise UsageError('answer = "label" needs the labels, such as labels = ["yes", "no"]')
     seen = {}
-    for label in _get(found, 'labels', list):
-        if not isinstance(label, str) or len(label.strip().splitlines()) != 1: raise UsageError(f'each of labels should be a text of one line in quotes, found {repr(label)[:40]}')
-        key = normalise_answer(label).casefold()
+    for label in get_field(found, 'labels', list):
+        if not isinstance(label, str) or len(label.strip().splitlines()) != 1 or not plain_text(label): raise UsageError(f'each of labels should be a text of one line in quotes, found {repr(label)[:40]}')
+        key = fold(normalise_answer(label))
         if key in seen: raise UsageError(f'the labels {seen[key]!r} and {label.strip()!r} are one and the same: name each once')
-        seen[key] = label.strip()
+        seen[key] = unicodedata.normalize('NFC', label).strip()
     if len(seen) < 2: raise UsageError(f'labels should name at least two, such as ["yes", "no"], found {len(seen)}')
     return tuple(seen.values())
 
 def _own_settings(folder, found):
-    _only(found, ('name', 'instruction', 'answer', 'labels'))
-    name, instruction, answer = (_get(found, key) for key in ('name', 'instruction', 'answer'))
+    only_fields(found, ('name', 'instruction', 'answer', 'labels'))
+    name, instruction, answer = (get_field(found, key) for key in ('name', 'instruction', 'answer'))
     if not re.fullmatch('[A-Za-z0-9_-]{1,64}', name): raise UsageError(f'the name {name[:80]!r} should be made of letters a to z, digits, _ and - only, at most 64')
     if name.lower() in TASKS: raise UsageError(f'the name {name!r} is that of a built-in task: choose another')
     one_of('answer', answer, OWN_ANSWERS)
@@ -462,50 +528,68 @@ def read_own_task(
     if folder.suffix == '.py' and os.path.isfile(folder): raise UsageError(f'{folder}: a dataset script, which is not run: {_SUCH} in the train.jsonl of a task folder')
     if not os.path.isdir(folder): raise UsageError(f'{folder}: a file and not a folder: name the task folder' if os.path.isfile(folder) else f'{str(folder)[:200]}: there is no such task folder; datasets of a hub are not loaded')
     if not path.is_file(): raise UsageError(f'{folder}: no task.toml{_scripts(folder)}: write one with name, instruction, answer and, for answer = "label", labels')
-    try: return _own_settings(folder, tomllib.loads(_read_utf8(path)))
+    try: return _own_settings(folder, tomllib.loads(read_utf8(path)))
     except (tomllib.TOMLDecodeError, RecursionError) as e: raise UsageError(f'{path}: not TOML: {str(e)[:120]}; texts stand in quotes, as in answer = "label"') from None
     except UsageError as e: raise UsageError(str(e) if str(e).startswith(str(path)) else f'{path}: {e}') from None
+
+# %% ../nbs/01_tasks.ipynb #806c3999
+def checked_label(
+    label:str, # As someone wrote it
+    label_set:Sequence[str]=(), # Labels allowed; empty when free
+    answer:str='text', # `Task.answer`
+) -> str: # As the label set writes it; otherwise in its composed form
+    "Check a label of a file; a `UsageError` when it is none of the set, or no equation."
+    label = unicodedata.normalize('NFC', label).strip()
+    if label_set: return _of_set(label, label_set)
+    if answer == 'equation':
+        try: equation_value(label)
+        except EquationError as e: raise UsageError(f'the label {label[:60]!r} is not an equation that can be read: {e}; write such as "(10 * 45)"') from None
+    return label
+
+def _of_set(label, label_set):
+    known = {plain_text(l):l for l in label_set}
+    if plain_text(label) in known: return known[plain_text(label)]
+    folded = {fold(l):l for l in label_set}
+    near = difflib.get_close_matches(fold(label), folded, 1)
+    hint = f'; did you mean {folded[near[0]]!r}?' if near else ''
+    raise UsageError(f"the label {label[:60]!r} is none of {', '.join(label_set)}{hint}")
+
+def row_id(row:dict) -> str:
+    "A row's own id, a text or a whole number, as it is compared."
+    return unicodedata.normalize('NFC', str(get_field(row, 'id', str|int))).strip()
 
 # %% ../nbs/01_tasks.ipynb #5f110c10
 _OWN_FIELDS = ('input', 'label', 'id', 'rationale')
 
 def _own_label(own, raw):
-    label = _get(raw, 'label').strip()
-    if own.answer == 'label' and label not in own.labels:
-        near = difflib.get_close_matches(label.casefold(), [l.casefold() for l in own.labels], 1)
-        hint = next((f'; did you mean {l!r}?' for l in own.labels if near and l.casefold() == near[0]), '')
-        raise UsageError(f"the label {label[:60]!r} is none of {', '.join(own.labels)}{hint}")
-    if own.answer == 'equation':
-        try: equation_value(label)
-        except EquationError as e: raise UsageError(f'the label {label[:60]!r} is not an equation that can be read: {e}; write such as "(10 * 45)"') from None
-    return label
+    return checked_label(get_field(raw, 'label'), own.labels, 'equation' if own.answer == 'equation' else 'text')
 
 def _own_row(own, split, number, raw):
-    _only(raw, _OWN_FIELDS)
+    only_fields(raw, _OWN_FIELDS)
     given = {name for name, value in raw.items() if value is not None}
-    if 'rationale' in given: _get(raw, 'rationale')
-    return dict(at=f'{split}.jsonl:{number}', id=str(_get(raw, 'id', str|int)).strip() if 'id' in given else f'{own.name}-{split}-{number:06d}',
-                input=_get(raw, 'input'), label=_own_label(own, raw) if 'label' in given else None)
+    if 'rationale' in given: get_field(raw, 'rationale')
+    return dict(at=f'{split}.jsonl:{number}', id=row_id(raw) if 'id' in given else f'{own.name}-{split}-{number:06d}',
+                input=get_field(raw, 'input'), label=_own_label(own, raw) if 'label' in given else None)
 
 def _own_exemplar(own, number, raw):
-    _only(raw, ('input', 'rationale', 'label'))
-    return Example(f'{own.name}-exemplars-{number:06d}', _get(raw, 'input'), _own_label(own, raw), _get(raw, 'rationale').strip())
+    only_fields(raw, ('input', 'rationale', 'label'))
+    return Example(f'{own.name}-exemplars-{number:06d}', get_field(raw, 'input'), _own_label(own, raw), get_field(raw, 'rationale').strip())
 
 # %% ../nbs/01_tasks.ipynb #06bac9c4
 MIN_ROWS = 10 # Different inputs to train on, before anything is held out
 
 def _shown(own, rows): # inputs of the exemplars
-    exemplars, scored = own.exemplars(), {r['input'].strip():r for split in rows if split != 'train' for r in rows[split]}
+    exemplars, scored = own.exemplars(), {plain_input(r['input']):r for split in rows if split != 'train' for r in rows[split]}
     for e in exemplars:
-        if (r := scored.get(e.input.strip())): raise UsageError(
+        if (r := scored.get(plain_input(e.input))): raise UsageError(
             f"{own.folder/'exemplars.jsonl'}:{int(e.id[-6:])}: the same input as {r['at']} (id {r['id']!r}): show the teacher other inputs than those on which it and the student are scored")
-    return {e.input.strip() for e in exemplars}
+    return {plain_input(e.input) for e in exemplars}
 
 def _check_apart(own, rows, shown):
-    ids, trained = {}, {r['input'].strip():r for r in rows['train']}
+    ids, trained = {}, {plain_input(r['input']):r for r in rows['train']}
     for r in itertools.chain(*rows.values()):
         if ids.setdefault(r['id'], r) is not r: raise UsageError(f"{own.folder/r['at']}: the id {r['id']!r} stands on {ids[r['id']]['at']} already: each row needs its own")
-    both = [(trained[r['input'].strip()], r) for split in rows if split != 'train' for r in rows[split] if r['input'].strip() in trained]
+    both = [(trained[plain_input(r['input'])], r) for split in rows if split != 'train' for r in rows[split] if plain_input(r['input']) in trained]
     if both:
         a, b = both[0]
         raise UsageError(f"{own.folder/b['at']}: the same input as {a['at']} (ids {b['id']!r} and {a['id']!r}{f'; {len(both)} such pairs' if both[1:] else ''}): "
@@ -514,9 +598,9 @@ def _check_apart(own, rows, shown):
         raise UsageError(f"{own.folder/'train.jsonl'}: {n} different inputs{' beside the exemplars' if n < len(trained) else ''} are too few: write at least {MIN_ROWS}")
 
 def _hold_out(rows, shown): # never what is `shown` to the teacher
-    by_input, kept = {}, [r for r in rows if r['input'].strip() in shown]
+    by_input, kept = {}, [r for r in rows if plain_input(r['input']) in shown]
     for r in rows:
-        if r['input'].strip() not in shown: by_input.setdefault(r['input'].strip(), []).append(r)
+        if plain_input(r['input']) not in shown: by_input.setdefault(plain_input(r['input']), []).append(r)
     held = as_split([dict(input=x) for x in by_input]).train_test_split(test_size=0.1, seed=0)
     train, out = ([r for text in held[part]['input'] for r in by_input[text]] for part in ('train', 'test'))
     return train+kept, out
@@ -529,7 +613,7 @@ def load_own_task(
     own, rows, note = read_own_task(folder), {}, ''
     for split in ('train', 'validation', 'test'):
         path = own.folder/f'{split}.jsonl'
-        if path.is_file(): rows[split] = _read_own_rows(path, lambda number, raw: _own_row(own, split, number, raw))
+        if path.is_file(): rows[split] = read_checked(path, lambda number, raw: _own_row(own, split, number, raw))
         elif split == 'train': raise UsageError(f'{own.folder}: train.jsonl is missing{_scripts(own.folder)}: {_SUCH}')
     for path in own.folder.glob('*.jsonl'):
         if path.stem in ('valid', 'val', 'dev'): raise UsageError(f'{path}: this file should be called validation.jsonl')

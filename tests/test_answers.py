@@ -12,11 +12,11 @@ from dsbs.teacher import recorded_completions
 
 HOSTILE = ['9**9**9', '2^100', '(' * 10_000 + '1' + ')' * 10_000, '(' * 90 + '1' + ')' * 90, '-' * 150 + '1', '1' * 100_000, '__import__("os").system("true")',
            'x', 'x + 1', '(some - 8)', '(14, 21)', '1, 2', '[1]', 'nan', 'NaN', 'inf', '1e400', '1/0', '1/(2-2)', '0/0', '', '   ', '()', '(', ')', '1 +', '+',
-           '1 2', '3 (4)', '1_000', '0x10', '1j', 'True', 'None', '1 if 1 else 2', 'lambda: 1', '1; 2', '1 # 2', '"1"', '5%', '$5', '１', '٣', '½', '1 and', 'and 1',
-           'or 1', '1\x00', '\N{MINUS SIGN}5', '1//2', '1 << 3', '~1', '1 == 1', '@',
+           '1 2', '3 (4)', '1_000', '0x10', '1j', 'True', 'None', '1 if 1 else 2', 'lambda: 1', '1; 2', '1 # 2', '"1"', '5%', '$5', '٣', '½', '1 and', 'and 1',
+           'or 1', '1\x00', '1//2', '1 << 3', '~1', '1 == 1', '@',
            '9'*10**6, '1/' + '9'*10**6, '-'*10**6 + '1', '('*10**6, ' '*10**6 + '1+', '\n\t'*10**6, '1' + ' '*150 + '1', '1 +'*60, '\x00'*100, '(x := 1)', '(1).real', '(1).__class__.__mro__', 'f"{1}"', "f'{__import__(\"os\")}'",
            '().__class__.__bases__[0].__subclasses__()', 'eval("1")', 'exec("1")', 'print(1)', 'open("/etc/passwd").read()', '{1: 2}[1]', '[1 for _ in (1,)][0]', '(lambda: 1)()', '(yield 1)', '*1', '..5', '1.2.3',
-           '1e3', '1E400', '-inf', '+nan', '0b1', '0o7', '1L', '②', '௧', '1\u00a0\u200b+ 1', '1 + 1;', '\\x31', '${7*7}', '{{7*7}}', '1 and __import__("os")', '1 and (2)(3)']
+           '1e3', '1E400', '-inf', '+nan', '0b1', '0o7', '1L', '②', '௧', '1 + 1;', '\\x31', '${7*7}', '{{7*7}}', '1 and __import__("os")', '1 and (2)(3)']
 
 
 EVENTS, WATCHING = [], []
@@ -54,7 +54,9 @@ def test_hostile_equations_are_refused_fast_with_a_reason(text):
 
 
 @pytest.mark.parametrize('text, value', [('( 10.0 * 45.0 )', 450), ('10*45', 450), ('-(3-5)', 2), ('1/3*3', 1), ('.5 + 0.5', 1), ('2 - 3 - 4', -5),
-                                         ('8 / 4 / 2', 1), ('((8 / 4) and (6 / 4))', 1.5), ('(34 + 40) and (62 - 17)', 45), ('+5', 5), ('1 - -1', 2)])
+                                         ('8 / 4 / 2', 1), ('((8 / 4) and (6 / 4))', 1.5), ('(34 + 40) and (62 - 17)', 45), ('+5', 5), ('1 - -1', 2),
+                                         ('5 × 3', 15), ('10 ÷ 2', 5), ('9 − 4', 5), ('\N{MINUS SIGN}5', -5), ('2 ∗ 3 · 4', 24), ('1,200', 1200), ('1,200,000.5 – 1', 1199999.5), ('12\u202f000 + 1', 12001),
+                                         ('１２＋（３）', 15), ('5 x 3', 15), ('2 X (1 + 1)', 4), ('1\u00a0\u200b+ 1', 2)])
 def test_equations(text, value): assert equation_value(text) == value
 
 
@@ -132,28 +134,30 @@ NLI = ('entailment', 'neutral', 'contradiction')
 ASKED = dict(cqa=(FORMATS['cqa'], ()), svamp=(FORMATS['svamp'], ()), anli1=(FORMATS['anli1'], NLI), esnli=(FORMATS['esnli'], NLI), same_kind=(FORMATS['same_kind'], YES_NO),
              label=(answer_format('label'), MOOD), text=(answer_format('text'), ()), equation=(answer_format('equation'), ()))
 SCRAPS = ['**', '`', '"', '\x00', '\u202e', '\ufeff', '\U0001f600', '\u0301', '$x$', '<b>', '</s>', '{}', '%s', '\\', '\r\n', ' '*700, '\n'*700, '\t'*500, 'A'*5_000, '('*2_000, '*'*2_000, '**a '*700, '1 '*1_000, '. '*900,
-          '<script>alert(1)</script>', '__import__("os").system("true")', '{{7*7}}', 'so the answer is', 'THE ANSWER IS', 'a\u0300'*600, '\ud800', '[label]', 'or and '*300]
-EXPECTED = {'empty', 'refusal', 'no marker', 'two markers', 'no label', 'label outside the label set', 'no rationale'}
+          '<script>alert(1)</script>', '__import__("os").system("true")', '{{7*7}}', 'a\u0300'*600, '\ud800', '[label]', 'or and '*300]
+EXPECTED = {'only thinking', 'not an equation', 'empty', 'refusal', 'no marker', 'two markers', 'no label', 'label outside the label set', 'no rationale'}
 
 
 def odd_completions(name, many):
     "(completion, why it is refused): what a model might write, spoilt in one of the ways that there are."
     (form, labels), rng = ASKED[name], random.Random(f'odd {name}')
     mark, stop, good = form.marker, form.stop, dict(cqa='(c) wooded area.', svamp='(10 * 45).', equation='10 * 45.', text='blue.').get(name) or f'{(labels or YES_NO)[0]}.'
-    bad = dict(cqa='wooded area.', svamp='10 * 45.', equation='ten.', text='.').get(name, '.')
+    bad, why_bad = dict(cqa='wooded area.', svamp='10 * 45.', equation='ten.', text='.').get(name, '.'), 'not an equation' if name == 'equation' else 'no label'
+    other = dict(equation='3.', text='red.', label='Not happy.').get(name, good)
+    elsewhere = f'So what? {mark.lower()}s' if form.live else mark.swapcase()
     scraps = lambda n=3: ''.join(s for _ in range(rng.randint(1, n)) for s in (rng.choice(SCRAPS), ' ') if stop not in s)
     def spoil():
         noise = f'Hm. {scraps()}'
         outside = rng.choice(['maybe', 'x'*3_000, '\x00', '１', ' or '.join(labels), 'not '*400 + labels[0], 'un' + labels[0], ''.join(labels)]) if labels else ''
-        return rng.choice([(f'{noise}', 'no marker'), (f"I'm sorry, but {noise}", 'refusal'), (f'As an AI {noise}', 'refusal'), (f'{noise} {mark[:-1]}', 'no marker'), (f'{noise} {mark.swapcase()} {good}', 'no marker'),
-                           (f'{noise} {mark} {good} {scraps()} {mark} {good}', 'two markers'), (f'{noise} {mark}', 'no label'), (f'{noise} {mark} {bad}', 'no label'), (f'{noise} {mark}{" "*rng.randint(1, 900)}', 'no label'),
-                           (f'{" "*rng.randint(0, 99)}{mark} {good}', 'no rationale'), (f'{noise} {stop} {mark} {good}', 'no marker'), (f'{stop} {noise} {mark} {good}', 'empty'), (rng.choice(['', ' ', '\n', '\u2003'])*rng.randint(1, 9_000), 'empty'),
+        return rng.choice([(f'{noise}', 'no marker'), (f"I'm sorry, but {noise}", 'refusal'), (f'As an AI {noise}', 'refusal'), (f'{noise} {mark[:-1]}', 'no marker'), (f'{noise} {elsewhere} {good}', 'no marker'), (f'<think>{noise} {mark} {good}', 'only thinking'),
+                           (f'{noise} {mark} {good} {scraps()} {mark} {other}', 'two markers'), (f'{noise} {mark}', 'no label'), (f'{noise} {mark} {bad}', why_bad), (f'{noise} {mark}{" "*rng.randint(1, 900)}', 'no label'),
+                           (f'{" "*rng.randint(0, 99)}{mark} {good}', 'no rationale'), (f'{noise}\n{stop} {mark} {good}', 'no marker'), (f'{stop} {noise} {mark} {good}', 'empty'), (rng.choice(['', ' ', '\n', '\u2003'])*rng.randint(1, 9_000), 'empty'),
                            *[(f'{noise} {mark} {outside}.', 'label outside the label set')]*bool(labels)])
     return [spoil() for _ in range(many)]
 
 
 BY_HAND = [('cqa', 'Why. So the answer is (c)', 'no label'), ('cqa', 'Why. So the answer is ()', 'no label'), ('cqa', 'So the answer is (c) x', 'no rationale'), ('svamp', 'Why. The answer is )10(', 'no label'), ('svamp', 'Why. The answer is 450.', 'no label'),
-           ('svamp', 'Why. The answer is (10 * 45', 'no label'), ('equation', 'Why. The answer is lambda: 1', 'no label'), ('equation', 'Why. The answer is __import__("os")', 'no label'), ('esnli', 'Why. Answer neutral', 'no marker'),
+           ('svamp', 'Why. The answer is (10 * 45', 'no label'), ('equation', 'Why. The answer is lambda: 1', 'not an equation'), ('equation', 'Why. The answer is __import__("os")', 'not an equation'), ('esnli', 'Why. Answer neutral', 'no marker'),
            ('esnli', 'Why.\nAnswer: neutral contradiction entailment or so', 'label outside the label set'), ('anli1', 'Why. So the answer is entailment/neutral.', 'label outside the label set'), ('same_kind', 'Why. So the answer is yes no.', 'label outside the label set'),
            ('label', 'Why. So the answer is happy happy, not happy', 'label outside the label set'), ('text', 'Why. So the answer is\n\n', 'no label'), ('text', '\x00', 'no marker'), ('same_kind', 'I cannot answer that.', 'refusal')]
 
