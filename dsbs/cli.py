@@ -94,6 +94,7 @@ def _extract(args):
     store.close()
     failed, why = card['failed'], ', '.join(f'{n} {reason}' for reason, n in card['quality']['reasons'].items())
     wrong = [f'stopped at the budget of {args.budget} tokens with {card["requested"]-card["asked"]} of {card["requested"]} rows left: call again to go on'] if card['stopped'] else []
+    if card['unwritten']: wrong.append(card['unwritten'])
     if failed > args.max_failed*card['requested']: wrong.append(f'{failed} of {card["requested"]} rows have no rationale ({why}): see {out}/{args.split}.failures.jsonl')
     return Outcome({name:card[name] for name in ('task', 'split', 'model', 'requested', 'kept', 'failed', 'sent', 'tokens')} | dict(accuracy=card['quality']['accuracy'], out=str(out)), '; '.join(wrong))
 

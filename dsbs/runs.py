@@ -20,7 +20,7 @@ from accelerate.utils import gather_object
 
 from .checkpoints import load_checkpoint
 from .evaluation import generate, input_batches, label_accuracy, likeliest_labels, next_token_accuracy
-from .extraction import Reading, extract, human_rationales, quality, set_name
+from .extraction import Reading, extract, human_rationales, quality, set_cards, set_name
 from .multitask import ANSWER_MARK, LABEL_START, RATIONALE_START, StepByStep, in_one_shape, make_views, tokenise_once
 from .records import DRIFT, EARLY, TOLERANCE, UsageError, accuracy_tolerance, canonical_json, is_near, is_main_process, now, provenance, published, read_jsonl, reports_dir, runs_dir as find_runs_dir, write_text
 from .specs import ADDED, PREFIXES, SCRATCH, RunSpec, in_common, key_of, make_spec, prepare, recipe, run_key, train_size, training_examples
@@ -35,8 +35,7 @@ def _made_on(spec, device):
     return dict(device_name=name, isa=instruction_set(), processes=PartialState().num_processes, prompts=_prompts(spec.teacher))
 
 def _prompts(folder): # split -> hash of the prompt that a rationale set was asked with
-    cards = sorted(Path(folder).expanduser().glob('*.card.json')) if folder else []
-    return {p.name.split('.')[0]:json.loads(p.read_text(encoding='utf-8')).get('prompt', '') for p in cards}
+    return {split:card.get('prompt', '') for split, card in set_cards(folder).items()} if folder else {}
 
 # %% ../nbs/11_runs.ipynb #dd7d783c
 def _tokenizer_texts(data, prefix_style, method):

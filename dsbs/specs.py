@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
-from .extraction import Reading, extract, fill_labels, human_rationales
+from .extraction import Reading, extract, fill_labels, human_rationales, read_set
 from .records import UsageError, data_dir as find_data_dir, hash_file, hash_json, one_of
 from .tasks import Example, Task, is_correct, load_task, subset
 from .teacher import TEACHER_ERROR, check_model
@@ -168,7 +168,10 @@ def _splits_to_read(spec, task):
 
 def _read(spec, task, folder):
     if spec.rationales == 'human': return human_rationales(task, 'train', folder)
-    return {i:r for split in _splits_to_read(spec, task) for i, r in extract(task, split, folder, spec.teacher_error, spec.teacher).items()}
+    readings = {i:r for split in _splits_to_read(spec, task) for i, r in extract(task, split, folder, spec.teacher_error, spec.teacher).items()}
+    if spec.teacher and os.path.isfile(os.path.join(os.path.expanduser(spec.teacher), 'test.jsonl')):
+        read_set(spec.teacher, task, 'test') # used after training, so checked before
+    return readings
 
 def _other_task(name, folder):
     task = load_task(name, folder)
