@@ -30,10 +30,12 @@ class Reading:
     reason: str = '' # Empty when it could be read
 
     @property
-    def ok(self): return not self.reason
+    def ok(self):
+        return not self.reason
 
 def _without_bold(rationale, rest): # around the marker
-    if rationale.rstrip().endswith('**') and rationale.count('**') % 2: return rationale.rstrip()[:-2], rest.replace('**', '', 1)
+    if rationale.rstrip().endswith('**') and rationale.count('**') % 2:
+        return rationale.rstrip()[:-2], rest.replace('**', '', 1)
     return rationale, rest
 
 _GAP = re.compile(r'\s{20,}')
@@ -42,14 +44,18 @@ _LEAD = re.compile(r'\n(?:-{3,}|[#>]{1,6})$') # what is left of a rule or a head
 def _read_at(answer, mark, end, form, label_set): # the reading of one marker, with what follows it up to `end`
     rest = _GAP.sub(lambda gap: '\n' if '\n' in gap[0] else ' ', answer[mark.end:end])
     rationale, rest = _without_bold(answer[:mark.start], rest)
-    if form.live: rationale = _LEAD.sub('', rationale.rstrip())
+    if form.live:
+        rationale = _LEAD.sub('', rationale.rstrip())
+    if not mark.exact:
+        rationale = rationale.rstrip(' ,;:–—') # "It is, so the answer is"
     label, reason = read_label(form, rest, label_set)
     return Reading(' '.join(rationale.split()), label) if label else Reading(reason=reason)
 
 # %% ../nbs/04_extraction.ipynb #7773d923
 _NAMES = 'think|thinking|thought|thoughts|reasoning|reflection|scratchpad'
-_BLOCK = re.compile(rf'(?P<open><\s*(?:{_NAMES})\b[^<>]{{0,200}}>|\[(?:{_NAMES})\]|◁(?:{_NAMES})▷|<\|begin_of_thought\|>)'
-                    rf'|<\s*/\s*(?:{_NAMES})\s*>|\[/(?:{_NAMES})\]|◁/(?:{_NAMES})▷|<\|end_of_thought\|>', re.IGNORECASE)
+_OPENS = rf'<\s*(?:{_NAMES})\b[^<>]{{0,200}}>|\[(?:{_NAMES})\]|◁(?:{_NAMES})▷|<\|begin_of_thought\|>'
+_CLOSES = rf'<\s*/\s*(?:{_NAMES})\s*>|\[/(?:{_NAMES})\]|◁/(?:{_NAMES})▷|<\|end_of_thought\|>'
+_BLOCK = re.compile(rf'(?P<open>{_OPENS})|{_CLOSES}', re.IGNORECASE)
 _CHANNEL = re.compile(r'<\|channel\|>\s*(\w+)[^<]{0,200}(?:<\|constrain\|>[^<]{0,200})?<\|message\|>')
 _LAST = re.compile(r'(?:(?:<\|\w{1,30}\|>|</s>|<end_of_turn>|<eos>)\s?)+$') # what a server forgot to take off the end
 
@@ -57,21 +63,26 @@ def without_thinking(
     text:str, # What a model wrote
 ) -> tuple[str, bool]: # What is no thought; whether the last thought is never closed
     "Cut off what a reasoning model thinks aloud."
-    if len(parts := _CHANNEL.split(text)) > 1 or text.startswith('analysis') and 'assistantfinal' in text: return _final(text, parts)
+    if len(parts := _CHANNEL.split(text)) > 1 or text.startswith('analysis') and 'assistantfinal' in text:
+        return _final(text, parts)
     kept, at, inside = [], 0, False
     for tag in _BLOCK.finditer(text):
-        if not inside: kept.append(text[at:tag.start()])
-        if not inside and not tag['open']: kept = [] # a lone end: all before it was thought
+        if not inside:
+            kept.append(text[at:tag.start()])
+        if not inside and not tag['open']:
+            kept = [] # a lone end: all before it was thought
         inside, at = bool(tag['open']), tag.end()
     return ' '.join(kept if inside else [*kept, text[at:]]), inside
 
 def _final(text, parts): # of Harmony's channels; its marks may have been dropped by the server
-    if len(parts) == 1: return text.partition('assistantfinal')[2], False
+    if len(parts) == 1:
+        return text.partition('assistantfinal')[2], False
     said = [body for name, body in zip(parts[1::2], parts[2::2]) if name == 'final']
     return (re.split(r'<\|(?:end|start|return)\|>', said[-1])[0], False) if said else ('', True)
 
 # %% ../nbs/04_extraction.ipynb #f3a8af3f
-REFUSAL = re.compile(r"\W*(sorry|i('m| am) (sorry|unable|not able)|i (can(no|')t|won't|will not) |as an ai\b)", re.IGNORECASE)
+_SORRY = r"\W*(sorry|i('m| am) (sorry|unable|not able)|i (can(no|')t|won't|will not) |as an ai\b)"
+REFUSAL = re.compile(_SORRY, re.IGNORECASE)
 
 def read_completion(
     text:str, # What the teacher wrote
@@ -84,9 +95,12 @@ def read_completion(
     said, thinking = without_thinking(text)
     answer = _LAST.sub('', before_stop(said, form.stop).strip()).strip()
     marks = find_markers(answer, form)
-    if marks: return _of_marks(answer, marks, form, label_set)
-    if thinking or text.strip() and not said.strip(): return Reading(reason='only thinking')
-    if not answer: return Reading(reason='empty')
+    if marks:
+        return _of_marks(answer, marks, form, label_set)
+    if thinking or text.strip() and not said.strip():
+        return Reading(reason='only thinking')
+    if not answer:
+        return Reading(reason='empty')
     return Reading(reason='refusal' if REFUSAL.match(answer.replace('’', "'")) else 'no marker')
 
 def _of_marks(answer, marks, form, label_set):
@@ -94,8 +108,10 @@ def _of_marks(answer, marks, form, label_set):
     read = [_read_at(answer, m, end, form, label_set) for m, end in zip(marks, ends)]
     exact = [r for m, r in zip(marks, read) if m.exact]
     good = [r for r in read if r.ok]
-    if len({normalise_answer(r.label) for r in good}) > 1: return Reading(reason='two markers')
-    if len(exact) > 1 and not (form.live and all(r.ok for r in exact)): return Reading(reason='two markers')
+    if len({normalise_answer(r.label) for r in good}) > 1:
+        return Reading(reason='two markers')
+    if len(exact) > 1 and not (form.live and all(r.ok for r in exact)):
+        return Reading(reason='two markers')
     first = exact[0] if exact else (good or read)[0]
     return first if first.rationale or not first.ok else Reading(reason='no rationale')
 
@@ -195,17 +211,23 @@ _CARD = '{"task": "levels", "model": "who wrote the rationales"}'
 def read_card(path:Path) -> dict: # At least `task` and `model`
     "Read the card of a rationale set; a `UsageError` says what it lacks."
     text = read_utf8(path)
-    try: card = json.loads(text)
-    except (ValueError, RecursionError) as e: raise UsageError(f'{path}: not JSON ({str(e)[:80]}): write such as {_CARD}') from None
-    if not isinstance(card, dict): raise UsageError(f'{path}: expected an object, found {type(card).__name__}: write such as {_CARD}')
+    try:
+        card = json.loads(text)
+    except (ValueError, RecursionError) as e:
+        raise UsageError(f'{path}: not JSON ({str(e)[:80]}): write such as {_CARD}') from None
+    if not isinstance(card, dict):
+        raise UsageError(f'{path}: expected an object, found {type(card).__name__}: write such as {_CARD}')
     for name in ('task', 'model'):
-        try: get_field(card, name)
-        except UsageError as e: raise UsageError(f'{path}: {e}: a card holds at least {_CARD}') from None
+        try:
+            get_field(card, name)
+        except UsageError as e:
+            raise UsageError(f'{path}: {e}: a card holds at least {_CARD}') from None
     return card
 
 def set_cards(folder:str|Path) -> dict[str, dict]: # split -> card
     "The cards of a rationale set."
-    return {p.name.removesuffix('.card.json'):read_card(p) for p in sorted(Path(folder).expanduser().glob('*.card.json'))}
+    paths = sorted(Path(folder).expanduser().glob('*.card.json'))
+    return {p.name.removesuffix('.card.json'):read_card(p) for p in paths}
 
 def set_name(folder:str|Path) -> str:
     "Who wrote a rationale set."
@@ -227,34 +249,47 @@ def extract_live(
     **asking, # `concurrency`, `budget`, `progress` of `teacher.ask_all`
 ) -> dict: # The card; its `unwritten` says why the set was left as it was, where it was
     "Ask a teacher about the rows of a split and write what it says as a rationale set."
-    one_of('form', form, ('chat', 'completion')); _check_out(Path(out), task, backend.model)
+    one_of('form', form, ('chat', 'completion'))
+    _check_out(Path(out), task, backend.model)
     rows = task[split].to_list()[:limit]
     heat = temperature if temperature is not None else 0. if samples == 1 else .7
     sampling = Sampling(heat, max_tokens, () if form == 'chat' else ('\n'+prompt.form.stop,))
     how = dict(prompt=prompt.hash, form=form, sampling=asdict(sampling), samples=samples)
-    held = _Held(Path(out), split, how)
-    def asked(text): return tuple(prompt.messages(text)) if form == 'chat' else prompt.text(text)
-    def known(q): return store.get(answer_key(q, backend.endpoint, backend.model, sampling))
+    held = _Held(Path(out), task, split, how)
+    def asked(text):
+        return tuple(prompt.messages(text)) if form == 'chat' else prompt.text(text)
+    def known(q):
+        return store.get(answer_key(q, backend.endpoint, backend.model, sampling))
     questions = [Question(r['id'], asked(r['input']), prompt.hash, k) for r in rows for k in range(samples)]
     questions = held.to_ask(questions, rows, known)
     said = ask_all(questions, backend, store, sampling, **asking)
     read, failures = _read_answers(said.answers, rows, samples, prompt.form, task.label_set)
-    found = held.with_new(task[split].to_list(), read)
-    card = dict(task=task.name, split=split, model=backend.model, endpoint=backend.endpoint, label_set=list(task.label_set)) | how
-    card |= _counts(task, split, rows, read, found) | dict(sent=said.sent, tokens=said.tokens, stopped=said.stopped, made=now())
-    card['unwritten'] = held.why_not(task[split].to_list(), found)
-    if not card['unwritten']: _write_set(Path(out), split, found, held.with_failures(task[split].to_list(), read, failures), prompt, card, held.fits)
+    found = held.with_new(read)
+    card = dict(task=task.name, split=split, model=backend.model, endpoint=backend.endpoint)
+    card |= dict(label_set=list(task.label_set)) | how | _counts(task, split, rows, read, found)
+    card |= dict(sent=said.sent, tokens=said.tokens, stopped=said.stopped, made=now())
+    card['unwritten'] = held.why_not(found)
+    if not card['unwritten']:
+        kept = [*found.values(), *held.moved()]
+        _write_set(Path(out), split, kept, held.with_failures(read, failures), prompt, card, held.fits)
     return card
 
-def _read_answers(answers, rows, samples, form, label_set): # id -> set row or the reading of what failed; the failures
+# %% ../nbs/04_extraction.ipynb #ce4586c6
+def _read_answers(answers, rows, samples, form, label_set):
+    "id -> set row, or the reading of what failed; and all failures."
     read, failures = {}, []
     for r in rows:
-        some = [answers[r['id'], k] for k in range(samples) if (r['id'], k) in answers]
-        if not some: continue
-        readings, digest = [read_answer(a, form, label_set) for a in some], input_hash(r['input'])
-        failures += [dict(id=r['id'], sample=k, reason=x.reason, raw=a.raw or a.text, input_sha256=digest) for k, (x, a) in enumerate(zip(readings, some)) if not x.ok]
-        why, best = [x.rationale for x in supporters(readings)], vote(readings)
-        read[r['id']] = dict(id=r['id'], rationale=best.rationale, label=best.label, votes=len(why), others=why[1:], input_sha256=digest) if best.ok else best
+        some = [(k, answers[r['id'], k]) for k in range(samples) if (r['id'], k) in answers]
+        if not some:
+            continue
+        readings = [read_answer(a, form, label_set) for _, a in some]
+        mark = dict(id=r['id'], input_sha256=input_hash(r['input']))
+        for (k, a), x in zip(some, readings):
+            if not x.ok:
+                failures.append(mark | dict(sample=k, reason=x.reason, raw=a.raw or a.text))
+        best, why = vote(readings), [x.rationale for x in supporters(readings)]
+        row = mark | dict(rationale=best.rationale, label=best.label, votes=len(why), others=why[1:])
+        read[r['id']] = row if best.ok else best
     return read, failures
 
 def read_answer(answer:Answer, form:AnswerFormat, label_set:tuple[str, ...]=()) -> Reading:
@@ -262,45 +297,71 @@ def read_answer(answer:Answer, form:AnswerFormat, label_set:tuple[str, ...]=()) 
     return Reading(reason=answer.reason) if answer.reason else read_completion(answer.text, form, label_set, live=True)
 
 # %% ../nbs/04_extraction.ipynb #f1053e09
-class _Held: # what a folder holds about a split
-    def __init__(self, out, split, how):
-        self.path, cards = out/f'{split}.jsonl', set_cards(out)
-        self.fits, self.rows = _same_way(cards.get(split), how), _rows_of(self.path)
-        usable = [row for s, card in cards.items() if _same_way(card, how) for row in _rows_of(out/f'{s}.jsonl')]
-        self.by_input = {row['input_sha256']:row for row in usable if {'id', 'rationale', 'label', 'input_sha256'} <= row.keys()}
+_KEPT = {'id', 'rationale', 'label', 'input_sha256'}
 
-    def of(self, row): # what was said about a row's input, under the id that the row has now
+def _rows_of(path):
+    there = path.is_file() and read_utf8(path).strip()
+    return [row for _, row in read_objects(path)] if there else []
+
+def _same_way(card, how):
+    "Whether a card's rows were asked for as a call will ask, but for where an answer would have been cut short."
+    if not card or any(card.get(name) != how[name] for name in ('prompt', 'form', 'samples')):
+        return False
+    then, today = card.get('sampling') or {}, how['sampling']
+    return then.get('temperature') == today['temperature'] and list(then.get('stop') or ()) == list(today['stop'])
+
+# %% ../nbs/04_extraction.ipynb #a0b596bb
+class _Held:
+    "What a folder holds about a split before a call."
+    def __init__(self, out, task, split, how):
+        self.path, self.task, self.split = out/f'{split}.jsonl', task, split
+        cards = set_cards(out)
+        self.fits = _same_way(cards.get(split), how)
+        self.rows = _rows_of(self.path)
+        usable = [row for s, card in cards.items() if _same_way(card, how) for row in _rows_of(out/f'{s}.jsonl')]
+        self.by_input = {row['input_sha256']:row for row in usable if _KEPT <= row.keys()}
+
+    def of(self, row):
+        "What was said about a row's input, under the id that the row has now."
         found = self.by_input.get(input_hash(row['input']))
         return found and found | dict(id=row['id'])
 
-    def to_ask(self, questions, rows, known): # all but those of rows that stand here and whose answers are in no store
+    def to_ask(self, questions, rows, known):
+        "All questions but those of rows that stand here and whose answers are in no store."
         here = {r['id'] for r in rows if self.of(r)}
         gone = {q.id for q in questions if q.id in here and not known(q)}
         return [q for q in questions if q.id not in gone]
 
-    def with_new(self, rows, read): # id -> set row, in the order of the split
+    def with_new(self, read):
+        "id -> set row, in the order of the split."
+        rows = self.task[self.split].to_list()
         found = {r['id']:read[r['id']] if isinstance(read.get(r['id']), dict) else self.of(r) for r in rows}
         return {i:row for i, row in found.items() if row}
 
-    def with_failures(self, rows, read, failures): # old ones of rows that were not asked now stay
-        now = {(r['id'], input_hash(r['input'])) for r in rows if r['id'] not in read}
+    def moved(self):
+        "Rows of the file whose inputs are now in another split of the task: nothing else remembers them."
+        mine = {row.get('input_sha256') for row in self.rows}
+        others = [r for s in self.task.splits if s != self.split for r in self.task[s].to_list()]
+        return [self.of(r) for r in others if input_hash(r['input']) in mine and self.of(r)]
+
+    def with_failures(self, read, failures):
+        "The failures of a call, and old ones of rows that it did not ask about."
+        rows = self.task[self.split].to_list()
+        asked_before = {(r['id'], input_hash(r['input'])) for r in rows if r['id'] not in read}
         old = _rows_of(self.path.with_suffix('.failures.jsonl')) if self.fits else []
-        return failures + [f for f in old if (f.get('id'), f.get('input_sha256')) in now]
+        return failures + [f for f in old if (f.get('id'), f.get('input_sha256')) in asked_before]
 
-    def why_not(self, rows, found): # why the set must not be replaced; '' if it may be
+    def why_not(self, found):
+        "Why the set must not be replaced; empty if it may be."
+        rows = self.task[self.split].to_list()
         ids, inputs = {r['id'] for r in rows}, {input_hash(r['input']) for r in rows}
-        there = [row for row in self.rows if (row['input_sha256'] in inputs if 'input_sha256' in row else row.get('id') in ids)]
-        if len(found) >= len(there): return ''
-        return (f'{self.path} stays as it is, with {len(there)} rationales that were asked for in another way; the {len(found)} of this call are not written: '
-                'name another folder with --out to have them, as their answers are kept')
-
-def _rows_of(path): return [row for _, row in read_objects(path)] if path.is_file() and read_utf8(path).strip() else []
-
-def _same_way(card, how): # an answer that ended by itself is the same under a larger --max-tokens
-    sampling = (card or {}).get('sampling') or {}
-    same = all((card or {}).get(name) == how[name] for name in ('prompt', 'form', 'samples'))
-    return same and all(sampling.get(name) == list(value) if isinstance(value, tuple) else sampling.get(name) == value
-                        for name, value in how['sampling'].items() if name in ('temperature', 'stop'))
+        there = sum(row.get('input_sha256') in inputs if 'input_sha256' in row else row.get('id') in ids
+                    for row in self.rows)
+        if len(found) >= there:
+            return ''
+        return (f'{self.path} stays as it is, with {there} rationales that were asked for in another way; '
+                f'the {len(found)} of this call are not written: name another folder with --out to have them, '
+                'as their answers are kept')
 
 # %% ../nbs/04_extraction.ipynb #094bda3a
 def _counts(task, split, rows, read, found):
@@ -311,22 +372,28 @@ def _counts(task, split, rows, read, found):
     readings |= {i:x for i, x in read.items() if i not in found}
     known = [r for r in task[split].to_list() if r['id'] in readings]
     near = near_duplicates(task['test']['input'], [r['input'] for r in rows]) if split == 'train' else None
-    return dict(requested=len(rows), asked=kept+failed, kept=kept, failed=failed, reused=sum(i in found and i not in read for i in wanted), rows=len(found),
+    reused = sum(i in found and i not in read for i in wanted)
+    return dict(requested=len(rows), asked=kept+failed, kept=kept, failed=failed, reused=reused, rows=len(found),
                 near_duplicates=near, quality=quality(known, [readings[r['id']] for r in known], task))
 
-def _write_set(out, split, found, failures, prompt, card, fits):
-    if not fits: (out/f'{split}.card.json').unlink(missing_ok=True)
-    write_jsonl(out/f'{split}.jsonl', found.values())
+def _write_set(out, split, said, failures, prompt, card, fits):
+    if not fits:
+        (out/f'{split}.card.json').unlink(missing_ok=True)
+    write_jsonl(out/f'{split}.jsonl', said)
     write_jsonl(out/f'{split}.failures.jsonl', failures)
     write_text(out/f'{split}.prompt.json', json.dumps(asdict(prompt), indent=1, ensure_ascii=False))
     write_text(out/f'{split}.card.json', json.dumps(card, indent=1, ensure_ascii=False))
 
 def _check_out(out, task, model): # before anything is paid for
-    try: out.mkdir(parents=True, exist_ok=True)
-    except OSError as e: raise UsageError(f'{str(out)[:200]}: no folder for a rationale set ({e.strerror})') from None
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise UsageError(f'{str(out)[:200]}: no folder for a rationale set ({e.strerror})') from None
     for card in set_cards(out).values():
         held = card['task'], card['model']
-        if held != (task.name, model): raise UsageError(f'{out}: holds what {held[1]!r} said about {held[0]!r}: name another folder for {model!r} and {task.name!r}')
+        if held != (task.name, model):
+            raise UsageError(f'{out}: holds what {held[1]!r} said about {held[0]!r}: '
+                             f'name another folder for {model!r} and {task.name!r}')
 
 # %% ../nbs/04_extraction.ipynb #8f941d39
 SET_FIELDS = ('id', 'rationale', 'label', 'votes', 'others', 'input_sha256', 'input')
@@ -336,23 +403,28 @@ def _set_row(task, raw):
     only_fields(raw, SET_FIELDS)
     given = {name for name, value in raw.items() if value is not None}
     for name, kind in dict(votes=int, others=list, input_sha256=str, input=str).items():
-        if name in given: get_field(raw, name, kind)
+        if name in given:
+            get_field(raw, name, kind)
     hashes = {raw['input_sha256']} if 'input_sha256' in given else set()
-    if 'input' in given: hashes.add(input_hash(raw['input']))
+    if 'input' in given:
+        hashes.add(input_hash(raw['input']))
     answer = 'equation' if task.own and task.answer == 'equation' else 'text'
-    return dict(id=row_id(raw), rationale=get_field(raw, 'rationale').strip(), label=checked_label(get_field(raw, 'label'), task.label_set, answer), hashes=hashes)
+    label = checked_label(get_field(raw, 'label'), task.label_set, answer)
+    return dict(id=row_id(raw), rationale=get_field(raw, 'rationale').strip(), label=label, hashes=hashes)
 
 def _set_rows(path, task): # each with `at`, its line
     seen = {}
     def read(number, raw):
         row = _set_row(task, raw)
-        if row['id'] in seen: raise UsageError(f"the id {row['id']!r} stands on line {seen[row['id']]} already: each row needs its own")
+        if row['id'] in seen:
+            raise UsageError(f"the id {row['id']!r} stands on line {seen[row['id']]} already: each row needs its own")
         seen[row['id']] = number
         return row | dict(at=number)
     return read_checked(path, read, _LINE)
 
 def _failed_rows(path): # id -> reason
-    if not path.is_file() or not read_utf8(path).strip(): return {}
+    if not path.is_file() or not read_utf8(path).strip():
+        return {}
     def read(number, raw):
         only_fields(raw, ('id', 'sample', 'reason', 'raw', 'input_sha256'))
         return row_id(raw), get_field(raw, 'reason')
@@ -361,47 +433,68 @@ def _failed_rows(path): # id -> reason
 # %% ../nbs/04_extraction.ipynb #d578bcd9
 @lru_cache(maxsize=None)
 def _say_once(line):
-    if is_main_process(): print(f'dsbs: {line}', file=sys.stderr)
+    if is_main_process():
+        print(f'dsbs: {line}', file=sys.stderr)
 
 def _check_join(path, rows, task, split):
     known = {plain_text(i):(s, text) for s in task.splits for i, text in zip(task[s]['id'], task[s]['input'])}
-    for row in rows:
-        there = known.get(plain_text(row['id']))
-        if there and row['hashes'] - {input_hash(there[1])}:
-            raise UsageError(f"{path}:{row['at']}: the id {row['id']!r} now stands on another input of {task.name} than the one this rationale was written for: "
-                             f'extract again with dsbs extract (only changed rows are asked)')
-    strange = [row for row in rows if plain_text(row['id']) not in known]
-    if not any(known.get(plain_text(row['id']), ('',))[0] == split for row in rows):
-        raise UsageError(f"{path}: none of its {len(rows)} ids, such as {rows[0]['id']!r}, is that of a row of {task.name} {split}, such as {task[split]['id'][0]!r}")
-    if strange: _say_once(f"{path}: {len(strange)} of {len(rows)} ids are those of no row of {task.name}, such as {strange[0]['id']!r}: left out")
-    if bare := sum(not row['hashes'] for row in rows):
-        _say_once(f'{path}: {bare} of {len(rows)} rows have no "input" or "input_sha256": they are joined to {task.name} by their ids alone')
+    there = [(row, *known[plain_text(row['id'])]) for row in rows if plain_text(row['id']) in known]
+    for row, _, text in there:
+        if row['hashes'] - {input_hash(text)}:
+            raise UsageError(f"{path}:{row['at']}: the id {row['id']!r} now stands on another input of {task.name} "
+                             'than the one this rationale was written for: '
+                             'extract again with dsbs extract (only changed rows are asked)')
+    if not any(s == split for _, s, _ in there):
+        ours, theirs = rows[0]['id'], task[split]['id'][0]
+        raise UsageError(f'{path}: none of its {len(rows)} ids, such as {ours!r}, '
+                         f'is that of a row of {task.name} {split}, such as {theirs!r}')
+    strange = [row['id'] for row in rows if plain_text(row['id']) not in known]
+    if strange:
+        _say_once(f'{path}: {len(strange)} of {len(rows)} ids are those of no row of {task.name}, '
+                  f'such as {strange[0]!r}: left out')
+    bare = sum(not row['hashes'] for row in rows)
+    if bare:
+        _say_once(f'{path}: {bare} of {len(rows)} rows have no "input" or "input_sha256": '
+                  f'they are joined to {task.name} by their ids alone')
 
 def _check_card(path, card, task, split):
-    if card['task'] != task.name: raise UsageError(f'{path}: made for task {card["task"]!r}, not {task.name!r}')
-    if card.get('split', split) != split: raise UsageError(f'{path}: made for split {card["split"]!r}, not {split!r}')
-    if 'label_set' not in card: return
+    if card['task'] != task.name:
+        raise UsageError(f'{path}: made for task {card["task"]!r}, not {task.name!r}')
+    if card.get('split', split) != split:
+        raise UsageError(f'{path}: made for split {card["split"]!r}, not {split!r}')
+    if 'label_set' not in card:
+        return
+    if not isinstance(card['label_set'], list):
+        raise UsageError(f"{path}: field 'label_set' should be a list")
     then, today = ({plain_text(str(l)) for l in labels} for labels in (card['label_set'], task.label_set))
-    if then != today: raise UsageError(f"{path}: made for the labels {', '.join(sorted(then)) or '(none)'}, and {task.name} now has {', '.join(sorted(today)) or '(none)'}: extract again with dsbs extract")
+    if then != today:
+        old, new = (', '.join(sorted(labels)) or 'free text' for labels in (then, today))
+        raise UsageError(f'{path}: made for the labels {old}, and {task.name} now has {new}: '
+                         'extract again with dsbs extract')
     if card.get('prompt') and card['prompt'] != prompt_of(task).hash:
-        raise UsageError(f'{path}: asked with another prompt than {task.name} has now (its instruction or exemplars): extract again with dsbs extract, or take "prompt" out of the card to keep the set as it is')
+        raise UsageError(f'{path}: asked with another prompt than {task.name} has now (its instruction or exemplars): '
+                         'extract again with dsbs extract, or take "prompt" out of the card to keep the set as it is')
 
+# %% ../nbs/04_extraction.ipynb #912fb8c1
 def read_set(
     folder:str|Path, # Of a rationale set
     task:Task,
     split:str,
 ) -> dict[str,Reading]: # id -> what was said, for every row of the split; rows that were not asked say so
-    "Read a rationale set; a `UsageError` names file and line of a mistake, or the first row that no longer fits the task."
+    "Read a rationale set; a `UsageError` names file and line of a mistake, or of the first row that does not fit."
     path, card = (Path(os.path.expanduser(folder))/f'{split}.{kind}' for kind in ('jsonl', 'card.json'))
-    again = f'make one with dsbs extract {task.name} --split {split} --out {folder}'
-    if not os.path.isfile(path): raise UsageError(f'teacher {str(folder)!r}: no rationale set of split {split} ({path.name} and {card.name}): {again}')
-    if not os.path.isfile(card): raise UsageError(f'teacher {str(folder)!r}: no {card.name} beside {path.name}: write one, such as {_CARD}, or {again}')
+    who, again = f'teacher {str(folder)!r}', f'make one with dsbs extract {task.name} --split {split} --out {folder}'
+    if not os.path.isfile(path):
+        raise UsageError(f'{who}: no rationale set of split {split} ({path.name} and {card.name}): {again}')
+    if not os.path.isfile(card):
+        raise UsageError(f'{who}: no {card.name} beside {path.name}: write one, such as {_CARD}, or {again}')
     _check_card(card, set_cards(folder)[split], task, split)
     rows = _set_rows(path, task)
     _check_join(path, rows, task, split)
     said = {plain_text(row['id']):Reading(row['rationale'], row['label']) for row in rows}
     lost = {plain_text(i):Reading(reason=why) for i, why in _failed_rows(path.with_suffix('.failures.jsonl')).items()}
-    return {i:said.get(plain_text(i)) or lost.get(plain_text(i)) or Reading(reason='not asked') for i in task[split]['id']}
+    found = lost | said
+    return {i:found.get(plain_text(i), Reading(reason='not asked')) for i in task[split]['id']}
 
 # %% ../nbs/04_extraction.ipynb #ecd708d0
 def fill_labels(

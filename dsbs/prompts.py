@@ -51,9 +51,12 @@ def answer_format(
 
 # %% ../nbs/02_prompts.ipynb #fb3eefad
 _MARKER = re.compile(r"""
-    (?: \b (?:and\s)? (?:so|thus|hence|therefore|then|consequently|overall|in\s(?:conclusion|short|summary)) \b [\s,]{0,3} )?
-        \b (?:the|my) \s{1,3} (?:(?:final|correct|right|best)\s{1,3}){0,2} answer \s{1,3} (?:is|would\sbe|should\sbe) \b (?!\s+not\b)
-    | (?: ^ | (?<=[.!?。！？]) | (?<=[.!?。！？]\s) ) [ \t>#*_]* (?:(?:the|my)[ ])? (?:(?:final|correct)[ ])? answer [ \t*_]* [:：]
+    (?: \b (?:and\s)?
+        (?:so|thus|hence|therefore|then|consequently|overall|in\s(?:conclusion|short|summary)) \b [\s,]{0,3} )?
+        \b (?:the|my) \s{1,3} (?:(?:final|correct|right|best)\s{1,3}){0,2}
+        answer \s{1,3} (?:is|would\sbe|should\sbe) \b (?!\s+not\b)
+    | (?: ^ | (?<=[.!?。！？]) | (?<=[.!?。！？]\s) ) [ \t>#*_]*
+        (?:(?:the|my)[ ])? (?:(?:final|correct)[ ])? answer [ \t*_]* [:：]
     | ^ [ \t>#*_]* final [ ] answer [ \t*_]* $
     | <answer> """, re.IGNORECASE | re.MULTILINE | re.VERBOSE)
 _BOX = re.compile(r'[\s$]{0,5}(?:\\[(\[]\s?)?\\boxed\b')
@@ -71,7 +74,8 @@ def find_markers(
 ) -> list[Marker]: # In order
     "The markers of a completion; of one without any the last box, if the form is `live`."
     exact = [Marker(m.start(), m.end(), True) for m in re.finditer(re.escape(form.marker), text)]
-    if not form.live: return exact
+    if not form.live:
+        return exact
     free = [Marker(m.start(), m.end(), False) for m in _MARKER.finditer(text)]
     wider = [_widened(e, free) for e in exact]
     later = [f for f in free if not wider or f.start >= wider[0].end]
@@ -87,16 +91,19 @@ def _widened(exact, free): # "Answer:" within "**Final Answer:**"
 _DRESS = r'[\s:：*_`"\'‘’“”„«»‹›()\[\]（）［］【】「」『』〈〉《》〔〕$]'
 _END = r'(?:[.!?…](?![^\W_])|[。．｡！？।۔።։။។](?![0-9]))'
 _PAUSE = r'(?:[,;](?![^\W_])|[，；、،؛](?![0-9]))'
-_UNSPACED = re.compile('[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3]') # Thai to Khmer, Japanese, Chinese, Korean
+_UNSPACED = re.compile('[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff' # Thai, Lao, Burmese, Khmer
+                       '\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3]') # Japanese, Chinese, Korean
 
 @lru_cache(maxsize=64)
-def _labels(label_set): # (label as compared, label), the longest first; what finds one, and what finds one that stands at the beginning
+def _labels(label_set):
+    "The labels as they are compared, the longest first; what finds one; what finds one at the beginning."
     ways = {alike_text(form):label for label in label_set for form in (normalise_answer(label), label) if form}
     ways = dict(sorted(ways.items(), key=lambda w: -len(w[0])))
     one = '|'.join(map(re.escape, ways))
     first = rf'{_DRESS}*?(?:\([a-z]\)\s*)?({one})(?={_DRESS}*(?:$|({_END})|({_PAUSE})))'
     return ways, re.compile(one, re.IGNORECASE), re.compile(first, re.IGNORECASE)
 
+# %% ../nbs/02_prompts.ipynb #7381e6a3
 def label_there(
     line:str, # What follows the marker
     label_set:tuple[str, ...],
@@ -105,29 +112,39 @@ def label_there(
     ways, one, first = _labels(label_set)
     line = alike_text(line)
     found = first.match(line)
-    if not found: return None
+    if not found:
+        return None
     label, rest = _meant(found[1], label_set), line[found.end(1):]
     goes_on = re.match(r'[.,;!?] ', rest)
-    if goes_on and any(way.casefold().startswith((found[1]+goes_on[0]).casefold()) for way in ways): return None
-    if found[3] and _unclear(rest, label, label_set, one): return None
+    if goes_on and any(way.casefold().startswith((found[1]+goes_on[0]).casefold()) for way in ways):
+        return None
+    if found[3] and _unclear(rest, label, label_set, one):
+        return None
     return label
 
-def _meant(found, label_set): # of labels that differ in case alone, or as Turkish i and ı do, the one that was written
+def _meant(found, label_set):
+    "Of labels that differ in case alone, or as Turkish i and ı do, the one that was written."
     same = [l for l in label_set if _caseless(l) == _caseless(found)]
     written = [l for l in same if normalise_answer(l) == normalise_answer(found)]
     return written[0] if written else same[0] if len(same) == 1 else None
 
-def _caseless(text): return fold(normalise_answer(text)).replace('ı', 'i')
+def _caseless(text):
+    return fold(normalise_answer(text)).replace('ı', 'i')
 
-def _unclear(rest, label, label_set, one): # whether what comes behind a comma makes the label another one
-    if label and label[-1].isdigit() and re.match(rf'{_DRESS}*{_PAUSE}{_DRESS}*[0-9]', rest): return True
+def _unclear(rest, label, label_set, one):
+    "Whether what comes behind a comma makes the label another one."
+    if label and label[-1].isdigit() and re.match(rf'{_DRESS}*{_PAUSE}{_DRESS}*[0-9]', rest):
+        return True
     named = [m for m in one.finditer(rest) if _stands_alone(rest, m)]
     return any(_meant(m[0], label_set) != label for m in named if len(m[0]) > 1 or m[0] in label_set)
 
-def _stands_alone(text, m): return not (_joined(text[m.start()-1:m.start()+1]) or _joined(text[m.end()-1:m.end()+1]))
+def _stands_alone(text, m):
+    return not (_joined(text[m.start()-1:m.start()+1]) or _joined(text[m.end()-1:m.end()+1]))
 
-def _joined(pair): # two characters of one word, in a script with blanks between words
-    return len(pair) == 2 and not _UNSPACED.search(pair) and all(c.isalnum() or unicodedata.category(c)[0] == 'M' for c in pair)
+def _joined(pair):
+    "Whether two characters are of one word, in a script with blanks between words."
+    in_word = [c.isalnum() or unicodedata.category(c)[0] == 'M' for c in pair]
+    return len(pair) == 2 and all(in_word) and not _UNSPACED.search(pair)
 
 # %% ../nbs/02_prompts.ipynb #1f7c4bb4
 _AROUND = ' \t:：`"\'“”$'
@@ -138,9 +155,12 @@ def read_equation(
     "The equation that a line begins with, up to the end of the sentence."
     said = re.split(r'[.!?。](?=["”$\s]|$)', line.strip(_AROUND), maxsplit=1)[0].strip(_AROUND)
     sides = said.split('=')
-    try: values = {equation_value(side) for side in sides}
-    except EquationError: return None
-    if len(values) > 1: return None
+    try:
+        values = {equation_value(side) for side in sides}
+    except EquationError:
+        return None
+    if len(values) > 1:
+        return None
     written = [plain_equation(side) for side in sides]
     computing = [w for w in written if re.search(r'[0-9)]\s*[-+*/]', w)]
     return None if re.search('and', said) else (computing or written)[0]
@@ -148,14 +168,17 @@ def read_equation(
 # %% ../nbs/02_prompts.ipynb #c8f1713e
 _BOLD = re.compile(r'(?<![\w*])\*\*(?=\S)([^\n]{1,200}?)(?<=\S)\*\*(?![\w(*])') # not a power: 2**3
 _LATEX = re.compile(r'\\(?:boxed|fbox|text|textbf|textrm|mathrm|mathbf)\s{0,3}\{([^{}]{0,200})\}')
-_TEX_SIGNS = (r'\times', '*'), (r'\cdot', '*'), (r'\div', '/'), (r'\(', ''), (r'\)', ''), (r'\[', ''), (r'\]', ''), ('</answer>', '\n')
+_TEX_SIGNS = ((r'\times', '*'), (r'\cdot', '*'), (r'\div', '/'), (r'\(', ''), (r'\)', ''), (r'\[', ''), (r'\]', ''),
+              ('</answer>', '\n'))
 
 def unboxed(
     rest:str, # What follows the marker
 ) -> str:
     "An answer out of its box, and without the signs of LaTeX."
-    for _ in range(3): rest = _LATEX.sub(r'\1', rest)
-    for sign, plain in _TEX_SIGNS: rest = rest.replace(sign, plain)
+    for _ in range(3):
+        rest = _LATEX.sub(r'\1', rest)
+    for sign, plain in _TEX_SIGNS:
+        rest = rest.replace(sign, plain)
     return rest
 
 def read_label(
@@ -165,18 +188,22 @@ def read_label(
 ) -> tuple[str, str]: # (label, ''), or ('', why there is none)
     "Read the label of an answer."
     rest = unboxed(rest) if form.live else rest
-    if label_set: return _read_of_set(rest, tuple(label_set))
+    if label_set:
+        return _read_of_set(rest, tuple(label_set))
     rest = re.sub(r'^[:：](?=\s)', '', _BOLD.sub(r'\1', rest))
     line = next((l for l in rest.split('\n') if l.strip()), '') if form.live else rest
     found = re.match(_LINE if form.live and form.kind == 'equation' else form.label, line, flags=re.DOTALL)
-    if not found or not found[1].strip(): return '', 'no label'
-    if not (form.live and form.kind == 'equation'): return found[1].strip(), ''
+    if not found or not found[1].strip():
+        return '', 'no label'
+    if not (form.live and form.kind == 'equation'):
+        return found[1].strip(), ''
     label = read_equation(line)
     return (label, '') if label else ('', 'not an equation')
 
 def _read_of_set(rest, label_set):
     said = [l for l in rest.split('\n') if re.sub(rf'{_DRESS}|{_END}', '', l)]
-    if not said: return '', 'no label'
+    if not said:
+        return '', 'no label'
     label = label_there(said[0], label_set)
     return (label, '') if label else ('', 'label outside the label set')
 

@@ -290,15 +290,18 @@ def subset(
     return split.select(np.random.default_rng(seed).permutation(len(split))[:n])
 
 # %% ../nbs/01_tasks.ipynb #b5081268
-_UNSEEN = dict.fromkeys(map(ord, '\u00ad\u061c\u200b\u200c\u200d\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2060\u2066\u2067\u2068\u2069\ufe0e\ufe0f\ufeff'))
+_UNSEEN = dict.fromkeys(map(ord, '\u00ad\u061c\u200b\u200c\u200d\u200e\u200f\u202a\u202b\u202c\u202d\u202e'
+                                 '\u2060\u2066\u2067\u2068\u2069\ufe0e\ufe0f\ufeff'))
 
 def plain_text(text:str) -> str:
-    "A text as it is compared: in Unicode's composed form (NFC), without characters that nobody sees, white space squeezed."
+    "A text as it is compared: composed (NFC), without characters that nobody sees, white space squeezed."
     return ' '.join(unicodedata.normalize('NFC', text).translate(_UNSEEN).split())
 
 # %% ../nbs/01_tasks.ipynb #1b012e62
-_ALIKE = str.maketrans(dict.fromkeys('‐‑‒–−﹣－', '-') | dict.fromkeys('‘’‛′＇', "'") | dict.fromkeys('“”„‟＂', '"') | {'＋':'+', '／':'/', '＃':'#'}
-                       | {0xff10+i:0x30+i for i in range(10)} | {start+i:start-0xfee0+i for start in (0xff21, 0xff41) for i in range(26)})
+_WIDE_DIGITS = {0xff10+i:0x30+i for i in range(10)}
+_WIDE_LETTERS = {start+i:start-0xfee0+i for start in (0xff21, 0xff41) for i in range(26)}
+_DASHES, _APOSTROPHES, _QUOTES = (dict.fromkeys(*d) for d in (('‐‑‒–−﹣－', '-'), ('‘’‛′＇', "'"), ('“”„‟＂', '"')))
+_ALIKE = str.maketrans(_DASHES | _APOSTROPHES | _QUOTES | {'＋':'+', '／':'/', '＃':'#'} | _WIDE_DIGITS | _WIDE_LETTERS)
 
 def alike_text(text:str) -> str:
     "`plain_text` with one form of dashes, quotes and digits."
@@ -333,8 +336,8 @@ def _in_word(c): # a vowel sign of Hindi is a mark beside its letter
     return c == '_' or c.isalnum() and not c.isdecimal() or unicodedata.category(c)[0] == 'M'
 
 # %% ../nbs/01_tasks.ipynb #5d63c0da
-_SIGNS = str.maketrans(dict.fromkeys('×✕✖∗⋅·•＊', '*') | dict.fromkeys('÷∕⁄／', '/') | dict.fromkeys('−–—‐‑﹣－', '-') | {0xff10+i:0x30+i for i in range(10)}
-                       | {'＋':'+', '（':'(', '）':')', '．':'.', '，':','})
+_OPERATORS = dict.fromkeys('×✕✖∗⋅·•＊', '*') | dict.fromkeys('÷∕⁄／', '/') | dict.fromkeys('−–—‐‑﹣－', '-')
+_SIGNS = str.maketrans(_OPERATORS | _WIDE_DIGITS | {'＋':'+', '（':'(', '）':')', '．':'.', '，':','})
 _THOUSANDS = re.compile(r'(?<![0-9.,])[0-9]{1,3}(?:(?:,[0-9]{3})+|(?:[\u00a0\u2007\u2009\u202f][0-9]{3})+)(?![0-9,])')
 _TIMES = re.compile(r'(?<=[0-9)]) +[xX] +(?=[0-9(])')
 
@@ -411,10 +414,14 @@ def is_correct(
     answer:str='text', # `Task.answer`
 ) -> bool:
     "Exact match after normalisation; for an equation also an equal value."
-    if normalise_answer(prediction) == normalise_answer(label): return bool(prediction.strip())
-    if answer != 'equation': return False
-    try: return equation_value(prediction) == equation_value(label)
-    except EquationError: return False
+    if normalise_answer(prediction) == normalise_answer(label):
+        return bool(prediction.strip())
+    if answer != 'equation':
+        return False
+    try:
+        return equation_value(prediction) == equation_value(label)
+    except EquationError:
+        return False
 
 # %% ../nbs/01_tasks.ipynb #d598ae2c
 OWN_ANSWERS = ('label', 'text', 'equation')
@@ -540,15 +547,20 @@ def checked_label(
 ) -> str: # As the label set writes it; otherwise in its composed form
     "Check a label of a file; a `UsageError` when it is none of the set, or no equation."
     label = unicodedata.normalize('NFC', label).strip()
-    if label_set: return _of_set(label, label_set)
+    if label_set:
+        return _of_set(label, label_set)
     if answer == 'equation':
-        try: equation_value(label)
-        except EquationError as e: raise UsageError(f'the label {label[:60]!r} is not an equation that can be read: {e}; write such as "(10 * 45)"') from None
+        try:
+            equation_value(label)
+        except EquationError as e:
+            why = f'is not an equation that can be read: {e}; write such as "(10 * 45)"'
+            raise UsageError(f'the label {label[:60]!r} {why}') from None
     return label
 
 def _of_set(label, label_set):
     known = {plain_text(l):l for l in label_set}
-    if plain_text(label) in known: return known[plain_text(label)]
+    if plain_text(label) in known:
+        return known[plain_text(label)]
     folded = {fold(l):l for l in label_set}
     near = difflib.get_close_matches(fold(label), folded, 1)
     hint = f'; did you mean {folded[near[0]]!r}?' if near else ''
