@@ -63,8 +63,9 @@ def without_thinking(
     text:str, # What a model wrote
 ) -> tuple[str, bool]: # What is no thought; whether the last thought is never closed
     "Cut off what a reasoning model thinks aloud."
-    if len(parts := _CHANNEL.split(text)) > 1 or text.startswith('analysis') and 'assistantfinal' in text:
-        return _final(text, parts)
+    text = _last_channel(text)
+    if text is None:
+        return '', True
     kept, at, inside = [], 0, False
     for tag in _BLOCK.finditer(text):
         if not inside:
@@ -74,11 +75,15 @@ def without_thinking(
         inside, at = bool(tag['open']), tag.end()
     return ' '.join(kept if inside else [*kept, text[at:]]), inside
 
-def _final(text, parts): # of Harmony's channels; its marks may have been dropped by the server
-    if len(parts) == 1:
-        return text.partition('assistantfinal')[2], False
+def _last_channel(text):
+    "What stands in Harmony's final channel, whose marks a server may have dropped; None when there are only others."
+    if text.startswith('analysis') and 'assistantfinal' in text:
+        return text.partition('assistantfinal')[2]
+    parts = _CHANNEL.split(text)
     said = [body for name, body in zip(parts[1::2], parts[2::2]) if name == 'final']
-    return (re.split(r'<\|(?:end|start|return)\|>', said[-1])[0], False) if said else ('', True)
+    if said:
+        return re.split(r'<\|(?:end|start|return)\|>', said[-1])[0]
+    return None if parts[1:] else text
 
 # %% ../nbs/04_extraction.ipynb #f3a8af3f
 _SORRY = r"\W*(sorry|i('m| am) (sorry|unable|not able)|i (can(no|')t|won't|will not) |as an ai\b)"
@@ -297,7 +302,10 @@ def read_answer(answer:Answer, form:AnswerFormat, label_set:tuple[str, ...]=()) 
     return Reading(reason=answer.reason) if answer.reason else read_completion(answer.text, form, label_set, live=True)
 
 # %% ../nbs/04_extraction.ipynb #f1053e09
-_KEPT = {'id', 'rationale', 'label', 'input_sha256'}
+_KEPT = {'id', 'rationale', 'label'}
+
+def _hashed(row):
+    return isinstance(row.get('input_sha256'), str)
 
 def _rows_of(path):
     there = path.is_file() and read_utf8(path).strip()
@@ -307,7 +315,9 @@ def _same_way(card, how):
     "Whether a card's rows were asked for as a call will ask, but for where an answer would have been cut short."
     if not card or any(card.get(name) != how[name] for name in ('prompt', 'form', 'samples')):
         return False
-    then, today = card.get('sampling') or {}, how['sampling']
+    then, today = card.get('sampling'), how['sampling']
+    if not isinstance(then, dict):
+        return False
     return then.get('temperature') == today['temperature'] and list(then.get('stop') or ()) == list(today['stop'])
 
 # %% ../nbs/04_extraction.ipynb #a0b596bb
@@ -319,7 +329,7 @@ class _Held:
         self.fits = _same_way(cards.get(split), how)
         self.rows = _rows_of(self.path)
         usable = [row for s, card in cards.items() if _same_way(card, how) for row in _rows_of(out/f'{s}.jsonl')]
-        self.by_input = {row['input_sha256']:row for row in usable if _KEPT <= row.keys()}
+        self.by_input = {row['input_sha256']:row for row in usable if _hashed(row) and _KEPT <= row.keys()}
 
     def of(self, row):
         "What was said about a row's input, under the id that the row has now."
@@ -340,7 +350,7 @@ class _Held:
 
     def moved(self):
         "Rows of the file whose inputs are now in another split of the task: nothing else remembers them."
-        mine = {row.get('input_sha256') for row in self.rows}
+        mine = {row['input_sha256'] for row in self.rows if _hashed(row)}
         others = [r for s in self.task.splits if s != self.split for r in self.task[s].to_list()]
         return [self.of(r) for r in others if input_hash(r['input']) in mine and self.of(r)]
 
@@ -355,8 +365,7 @@ class _Held:
         "Why the set must not be replaced; empty if it may be."
         rows = self.task[self.split].to_list()
         ids, inputs = {r['id'] for r in rows}, {input_hash(r['input']) for r in rows}
-        there = sum(row.get('input_sha256') in inputs if 'input_sha256' in row else row.get('id') in ids
-                    for row in self.rows)
+        there = sum(row['input_sha256'] in inputs if _hashed(row) else str(row.get('id')) in ids for row in self.rows)
         if len(found) >= there:
             return ''
         return (f'{self.path} stays as it is, with {there} rationales that were asked for in another way; '
@@ -452,10 +461,8 @@ def _check_join(path, rows, task, split):
     if strange:
         _say_once(f'{path}: {len(strange)} of {len(rows)} ids are those of no row of {task.name}, '
                   f'such as {strange[0]!r}: left out')
-    bare = sum(not row['hashes'] for row in rows)
-    if bare:
-        _say_once(f'{path}: {bare} of {len(rows)} rows have no "input" or "input_sha256": '
-                  f'they are joined to {task.name} by their ids alone')
+    if not all(row['hashes'] for row in rows):
+        _say_once(f'{path.parent}: rows without "input" or "input_sha256" are joined to {task.name} by their ids alone')
 
 def _check_card(path, card, task, split):
     if card['task'] != task.name:
