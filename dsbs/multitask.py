@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ANSWER_MARK', 'PIECE', 'MANY', 'SPREAD', 'LABEL_START', 'RATIONALE_START', 'LOGITS', 'Views', 'make_views',
-           'label_from_output', 'Tokenised', 'tokenise', 'Batch', 'collate', 'TokenTable', 'tokens_key',
-           'tokenise_once', 'in_one_shape', 'token_counts', 'StepByStep']
+           'label_from_output', 'Tokenised', 'tokenise', 'Batch', 'collate', 'cut_ids', 'cut', 'lost', 'TokenTable',
+           'cut_rows', 'tokens_key', 'tokenise_once', 'in_one_shape', 'token_counts', 'StepByStep']
 
 # %% ../nbs/07_multitask.ipynb #de2de17a
 import hashlib, json, sys
@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from .records import canonical_json, one_of, replacing
 from .specs import LOSS_FORMS, METHODS, PREFIXES, TASK_PREFIXES
-from .student import Stack
+from .student import PAD, UNKNOWN, Stack
 from .tasks import Example
 
 # %% ../nbs/07_multitask.ipynb #24067fbc
@@ -74,15 +74,12 @@ class Tokenised:
 def tokenise(
     views:Sequence[Views],
     tokenizer, # A T5 tokenizer
-    max_input:int=1024, # Longer inputs are cut (paper: 1024)
-    max_target:int=256, # Longer targets are cut
 ) -> list[Tokenised]:
-    "Tokenise views; each sequence ends with the end-of-sentence token."
-    def ids(texts, limit): return tokenizer(texts, max_length=limit, truncation=True).input_ids if texts else []
-    inputs, targets = (ids([v.label[k] for v in views], limit) for k, limit in enumerate((max_input, max_target)))
+    "Tokenise views, whole; each sequence ends with the end-of-sentence token."
+    def ids(texts): return tokenizer(texts).input_ids if texts else []
+    inputs, targets = (ids([v.label[k] for v in views]) for k in (0, 1))
     with_why = [i for i, v in enumerate(views) if v.rationale]
-    why_inputs, why_targets = (dict(zip(with_why, ids([views[i].rationale[k] for i in with_why], limit)))
-                               for k, limit in enumerate((max_input, max_target)))
+    why_inputs, why_targets = (dict(zip(with_why, ids([views[i].rationale[k] for i in with_why]))) for k in (0, 1))
     return [Tokenised(x, y, why_inputs.get(i, []), why_targets.get(i, [])) for i, (x, y) in enumerate(zip(inputs, targets))]
 
 # %% ../nbs/07_multitask.ipynb #513c42f6
@@ -118,14 +115,40 @@ def _places(targets):
     there = targets.flatten(1) != -100
     return (~there).int().argsort(dim=1, stable=True)[:, :there.sum(1).max()]
 
+# %% ../nbs/07_multitask.ipynb #e5b64024
+def cut_ids(
+    ids:list[int], # Of one text, with its end token
+    limit:int, # The most that stay
+) -> list[int]:
+    "A text cut at its end; its end token stays."
+    return ids if len(ids) <= limit else [*ids[:limit-1], ids[-1]]
+
+def cut(
+    row:Tokenised, # Whole
+    max_input:int, # Tokens
+    max_target:int, # Tokens
+) -> Tokenised:
+    "All that belongs to a row, cut to the limits."
+    return Tokenised(*(cut_ids(ids, limit) for ids, limit in zip(vars(row).values(), (max_input, max_target)*2)))
+
+def lost(
+    texts:Sequence[list[int]], # Tokens of each, whole
+    limit:int, # The most that stay
+    unknown:int|None=UNKNOWN, # `tokenizer.unk_token_id`
+) -> dict: # n: texts; cut: how many are cut; unknown_share: of their tokens, with the end tokens, what the tokenizer has no piece for
+    "What a student will not see of texts."
+    tokens, missed = sum(map(len, texts)), sum(ids.count(unknown) for ids in texts)
+    return dict(n=len(texts), cut=sum(len(ids) > limit for ids in texts), unknown_share=round(missed/tokens, 6) if tokens else 0.)
+
 # %% ../nbs/07_multitask.ipynb #bf0867cb
 class TokenTable(Sequence):
     "Many `Tokenised`, flat, in memory or mapped from a file; rows are made when asked for."
     def __init__(self,
         ids:np.ndarray, # Tokens of one row after another, each in the order of the fields of `Tokenised`
         lengths:np.ndarray, # [n, 4], of these fields
+        limits:tuple[int, int]|None=None, # The longest input and target, to which rows are cut as they are made; None: rows are whole
     ):
-        self.ids, self.lengths = ids, lengths
+        self.ids, self.lengths, self.limits = ids, lengths, limits
         self.starts = np.concatenate([[0], np.cumsum(lengths.sum(1))])
 
     def __len__(self): return len(self.lengths)
@@ -133,15 +156,25 @@ class TokenTable(Sequence):
     def __getitem__(self, i):
         i = range(len(self))[i]
         flat, ends = self.ids[self.starts[i]:self.starts[i+1]].tolist(), np.cumsum(self.lengths[i]).tolist()
-        return Tokenised(*(flat[a:b] for a, b in zip([0, *ends], ends)))
+        row = Tokenised(*(flat[a:b] for a, b in zip([0, *ends], ends)))
+        return cut(row, *self.limits) if self.limits else row
+
+def cut_rows(
+    rows:Sequence[Tokenised], # Whole
+    max_input:int, # Tokens
+    max_target:int, # Tokens
+) -> Sequence[Tokenised]: # Of a table another view, of a list a list
+    "Rows cut to the limits."
+    if isinstance(rows, TokenTable): return TokenTable(rows.ids, rows.lengths, (max_input, max_target))
+    return [cut(row, max_input, max_target) for row in rows]
 
 # %% ../nbs/07_multitask.ipynb #0beeb6ac
 PIECE = 4096 # Rows that are tokenised at a time
 
-def _table(examples, view, tokenizer, limits):
+def _table(examples, view, tokenizer):
     ids, lengths, kind = [], [], np.uint16 if len(tokenizer) <= 2**16 else np.int32
     for start in tqdm(range(0, len(examples), PIECE), desc='tokens', unit='piece', delay=5, leave=False, disable=None):
-        sequences = [s for r in tokenise([view(e) for e in examples[start:start+PIECE]], tokenizer, *limits) for s in vars(r).values()]
+        sequences = [s for r in tokenise([view(e) for e in examples[start:start+PIECE]], tokenizer) for s in vars(r).values()]
         ids.append(np.fromiter(chain.from_iterable(sequences), kind)); lengths.append(np.fromiter(map(len, sequences), np.int32).reshape(-1, 4))
     return TokenTable(np.concatenate(ids), np.concatenate(lengths))
 
@@ -149,17 +182,17 @@ def _table(examples, view, tokenizer, limits):
 MANY = 5000 # Rows from which they are kept on the disk
 
 def _definition(tokenizer): # what decides which tokens a text gets
+    if not tokenizer.is_fast: return [type(tokenizer).__name__, tokenizer.get_vocab(), transformers.__version__]
     fast = json.loads(tokenizer.backend_tokenizer.to_str())
-    return [{name:part for name, part in fast.items() if name not in ('truncation', 'padding')}, tokenizer.truncation_side, tokenizer.split_special_tokens, transformers.__version__, tokenizers.__version__]
+    return [{name:part for name, part in fast.items() if name not in ('truncation', 'padding')}, tokenizer.split_special_tokens, transformers.__version__, tokenizers.__version__]
 
 def tokens_key(
     examples:Sequence[Example],
     view:Callable[[Example], Views], # Makes an example's views
     tokenizer,
-    *limits:int, # The longest input and target
 ) -> str: # 64 hexadecimal digits
     "sha256 of all that decides the tokens of views."
-    digest = hashlib.sha256(canonical_json([_definition(tokenizer), limits]).encode())
+    digest = hashlib.sha256(canonical_json(_definition(tokenizer)).encode())
     for start in range(0, len(examples), PIECE): digest.update(canonical_json([[v.label, v.rationale] for v in map(view, examples[start:start+PIECE])]).encode())
     return digest.hexdigest()
 
@@ -183,20 +216,17 @@ def tokenise_once(
     examples:Sequence[Example],
     view:Callable[[Example], Views], # Makes an example's views
     tokenizer,
-    max_input:int=1024,
-    max_target:int=256,
     folder:Path|None=None, # Where tokens of many rows are kept; None: nothing is read or written
 ) -> Sequence[Tokenised]: # A list of few, a `TokenTable` of many
-    "Tokenise examples' views, or find the tokens where they were kept; one line on stderr when they are damaged or cannot be kept."
-    limits = max_input, max_target
-    if len(examples) < MANY: return tokenise(list(map(view, examples)), tokenizer, *limits)
-    if not folder: return _table(examples, view, tokenizer, limits)
-    path = Path(folder)/f'{tokens_key(examples, view, tokenizer, *limits)}.safetensors'
+    "Tokenise examples' views, whole, or find the tokens where they were kept; one line on stderr when they are damaged or cannot be kept."
+    if len(examples) < MANY: return tokenise(list(map(view, examples)), tokenizer)
+    if not folder: return _table(examples, view, tokenizer)
+    path = Path(folder)/f'{tokens_key(examples, view, tokenizer)}.safetensors'
     def say(what): print(f'dsbs: {path}: {what}', file=sys.stderr, flush=True)
     try:
         if (found := _kept(path)) is not None: return found
     except ValueError as e: say(f'damaged tokens ({e}), made anew')
-    made = _table(examples, view, tokenizer, limits)
+    made = _table(examples, view, tokenizer)
     try: _keep(made, path)
     except OSError as e: say(f'tokens not kept ({e.strerror}), they stay in memory')
     return made
@@ -215,7 +245,7 @@ def token_counts(*batches:Batch) -> tuple[torch.Tensor, torch.Tensor]: # [K], [K
     "Target tokens of the label and of the rationale over batches."
     return tuple(sum((getattr(b, name) != -100).sum((1, 2)) for b in batches) for name in ('label_targets', 'rationale_targets'))
 
-LABEL_START, RATIONALE_START = 0, 2 # Tokens at which the decoder starts: pad, as T5 always does; and unk, which no text starts with
+LABEL_START, RATIONALE_START = PAD, UNKNOWN # Tokens at which the decoder starts: pad, as T5 always does; and unk, which no text starts with
 
 LOGITS = 2**26 # As many at a time, for each student: 268 MB in float32
 

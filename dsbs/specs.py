@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'PREFIXES', 'TASK_PREFIXES', 'LOSS_FORMS', 'SCRATCH', 'LABEL_SOURCES', 'RATIONALES', 'KEEP', 'FAMILIES',
-           'DATA', 'ADDED', 'OWN', 'hub_name', 'check_student', 'student_hash', 'TrainingConfig', 'RunSpec',
-           'make_spec', 'Prepared', 'prepare', 'train_size', 'recipe', 'run_key', 'key_of', 'training_examples',
-           'in_common']
+           'DATA', 'FEW_LABELS', 'ADDED', 'OWN', 'hub_name', 'check_student', 'student_hash', 'TrainingConfig',
+           'RunSpec', 'make_spec', 'Prepared', 'prepare', 'train_size', 'recipe', 'run_key', 'key_of',
+           'training_examples', 'in_common']
 
 # %% ../nbs/05_specs.ipynb #77914731
 import difflib, math, os, random, re, typing
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from .extraction import Reading, extract, fill_labels, human_rationales, read_set
 from .records import UsageError, data_dir as find_data_dir, hash_file, hash_json, one_of
-from .tasks import Example, Task, is_correct, load_task, subset
+from .tasks import EMBEDDED, Example, Task, is_correct, load_task, subset
 from .teacher import TEACHER_ERROR, check_model
 
 # %% ../nbs/05_specs.ipynb #bf0acda2
@@ -122,7 +122,7 @@ class RunSpec(TrainingConfig):
             value = getattr(self, name)
             if value is not None and not low <= value <= high: raise UsageError(f'{name}={value}: should be from {low:g} to {high:g}')
         if self.n_train is not None and self.train_fraction is not None: raise UsageError('give n_train or train_fraction, not both')
-        for name in ('n_train', 'n_extra'):
+        for name in ('n_train', 'n_extra', 'max_input', 'max_target'):
             if getattr(self, name) is not None and getattr(self, name) < 1: raise UsageError(f'{name}={getattr(self, name)}: should be at least 1')
         if self.n_extra and not self.extra: raise UsageError('n_extra needs extra: the task whose rows are added')
         if self.rationales == 'human' and self.label_source == 'teacher': raise UsageError("rationales=human goes with label_source=human: a human explanation argues for the human label")
@@ -204,10 +204,15 @@ def train_size(spec:RunSpec, task:Task) -> int:
     return spec.n_train
 
 # %% ../nbs/05_specs.ipynb #0cb9bb64
+FEW_LABELS = (*EMBEDDED, 'esnli', 'anli1') # Tasks of which the teacher knows no other labels than people do
+
 def recipe(spec:RunSpec) -> int:
-    "The meaning of a spec. 4 sums the loss of students with T5's own vocabulary in pieces; 3 draws dropout in another way, and answers in bfloat16 too where it trains so; all else is as it was in 2."
-    if spec.student not in SCRATCH: return 4
-    return 3 if spec.dropout or spec.dtype == 'bfloat16' else 2
+    """The meaning of a spec. 4 sums the loss of students with T5's own vocabulary in pieces; 3 draws dropout in another way, and answers in bfloat16 too where it trains so;
+    all else is as it was in 2. 5, 6 and 7 are 2, 3 and 4 where texts may hold what the recorded tasks do not: answers as long as the teacher's labels, labels that only
+    the teacher gives in a tokenizer from the task, special pieces read as text."""
+    number = 4 if spec.student not in SCRATCH else 3 if spec.dropout or spec.dtype == 'bfloat16' else 2
+    recorded = spec.task in FEW_LABELS and not spec.teacher and spec.extra in ('', *FEW_LABELS)
+    return number if recorded else number+3
 
 ADDED = dict(teacher='', keep='all', extra='', n_extra=None, task_prefix='encoder', gradient_checkpointing=False) # Settings added since, with the value that was the only one before
 

@@ -229,14 +229,18 @@ def read_reply(
     return Answer(text, **tokens)
 
 # %% ../nbs/03_teacher.ipynb #53841a4a
+def _pickled(folder): # names of the weights of which reading can run code
+    return sorted(p.name for p in Path(folder).iterdir() if p.suffix in ('.bin', '.pt', '.pth', '.pkl', '.pickle', '.ckpt'))
+
 def check_model(
     folder:str|Path,
     what:str, # For the message: "student 'my-t5'"
 ):
     "A `UsageError` unless a folder holds a model that can be loaded without running anything from it."
     folder = Path(os.path.expanduser(folder))
+    if (folder/'adapter_config.json').is_file(): raise UsageError(f'{what}: the folder holds an adapter (adapter_config.json): merge it with its base model, save that, and name its folder')
     if not (folder/'config.json').is_file(): raise UsageError(f'{what}: the folder holds no model (no config.json)')
-    pickled = sorted(p.name for p in folder.iterdir() if p.suffix in ('.bin', '.pt', '.pth', '.pkl', '.pickle', '.ckpt'))
+    pickled = _pickled(folder)
     if not list(folder.glob('*.safetensors')): raise UsageError(f"{what}: the folder holds no *.safetensors; pickled weights are not loaded{f', as {pickled[0]} is: reading them can run code' if pickled else ''}")
     if (folder/'custom_generate').exists(): raise UsageError(f'{what}: wants to run code of its own (custom_generate), which is not done')
     for path in sorted(folder.glob('*.json')):
@@ -256,6 +260,7 @@ def cached_first(
 ): # What `load` returns
     "Load a model that lies on this machine without asking anyone; ask the hub for one that does not."
     from huggingface_hub import try_to_load_from_cache
+    cached = None
     try:
         if os.path.isdir(folder := os.path.expanduser(name)): check_model(folder, what); return load(folder, trust_remote_code=False)
         cached = try_to_load_from_cache(name, 'config.json', revision=revision or None)
@@ -263,7 +268,15 @@ def cached_first(
             if isinstance(cached, str): check_model(Path(cached).parent, what); return load(str(Path(cached).parent), trust_remote_code=False)
         return load(name, revision=revision or None, trust_remote_code=False)
     except UsageError: raise
-    except (OSError, ValueError) as e: raise UsageError(f'{what} could not be loaded: {" ".join(str(e).split())[:300]}') from None
+    except (OSError, ValueError) as e: raise UsageError(_not_loaded(e, what, cached)) from None
+
+def _not_loaded(error, what, cached): # in words of our own where the weights on the hub are pickled
+    said = ' '.join(str(error).split())
+    folder = Path(cached).parent if isinstance(cached, str) else None
+    only_pickled = folder and _pickled(folder) and not list(folder.glob('*.safetensors'))
+    if not only_pickled and 'use_safetensors' not in said: return f'{what} could not be loaded: {said[:300]}'
+    return (f'{what}: this revision on the hub holds no *.safetensors; pickled weights are not loaded: reading them can run code. The pull requests of the '
+            'model on the hub often hold some (google/t5-v1_1-* have them only there): set revision=refs/pr/N with the number of one, or name a folder that has them')
 
 # %% ../nbs/03_teacher.ipynb #6c37ec27
 class Server:

@@ -10,7 +10,7 @@ import pytest, torch
 from dsbs import multitask, runs, training
 from dsbs.checkpoints import load_checkpoint
 from dsbs.experiments import run_all, run_status
-from dsbs.multitask import StepByStep, Tokenised, TokenTable, make_views, tokenise, tokenise_once, tokens_key
+from dsbs.multitask import StepByStep, Tokenised, TokenTable, cut, cut_rows, make_views, tokenise, tokenise_once, tokens_key
 from dsbs.runs import check_record, record_named, same_numbers, train_runs
 from dsbs.specs import TrainingConfig, make_spec
 from dsbs.student import make_student, train_tokenizer
@@ -44,6 +44,7 @@ def test_kept_rows_are_the_rows(tmp_path, where, on_disk):
         rows = tokenise_once(EXAMPLES, view, tokenizer(), folder=tmp_path if on_disk else None)
         assert isinstance(rows, TokenTable) and len(rows) == len(plain) and list(rows) == plain and rows[-3] == plain[-3]
         with pytest.raises(IndexError): rows[len(rows)]
+        short = cut_rows(rows, 6, 3); assert isinstance(short, TokenTable) and list(short) == cut_rows(plain, 6, 3) == [cut(r, 6, 3) for r in plain] != plain == list(rows)
     assert len(names(tmp_path)) == on_disk
 
 
@@ -58,11 +59,11 @@ def test_few_rows_and_no_folder_write_nothing(tmp_path, monkeypatch):
 
 
 def test_another_name_for_all_that_changes_tokens():
-    tok = tokenizer(); key = lambda examples=EXAMPLES, view=make_views, tok=tok, limits=(1024, 256): tokens_key(examples, view, tok, *limits)
+    tok = tokenizer(); key = lambda examples=EXAMPLES, view=make_views, tok=tok: tokens_key(examples, view, tok)
     other = tokenizer(); other.add_tokens('after')
     moved = [replace(EXAMPLES[0], input=EXAMPLES[0].input + ' ' + EXAMPLES[0].label), *EXAMPLES[1:]]
     keys = [key(), key(moved), key(EXAMPLES[::-1]), key(EXAMPLES[:-1]), key([replace(e, rationale=e.rationale or 'x') for e in EXAMPLES]), key(view=partial(make_views, task_prefix='decoder')),
-            key(tok=other), key(limits=(1024, 4)), key(limits=(4, 1024))]
+            key(tok=other)]
     assert len(set(keys)) == len(keys)
     tok(['a'], max_length=3, truncation=True, padding=True); assert key() == keys[0] == key(tok=tokenizer()) # what it was used for does not matter
 
@@ -88,7 +89,7 @@ def test_damaged_tokens_are_seen_and_made_anew(tmp_path, capsys, how):
 
 
 def test_tokens_under_the_name_of_others_are_not_taken(tmp_path, capsys):
-    kept(tmp_path); path, = tmp_path.iterdir(); path.rename(tmp_path/f'{tokens_key(EXAMPLES[:20], make_views, tokenizer(), 1024, 256)}.safetensors')
+    kept(tmp_path); path, = tmp_path.iterdir(); path.rename(tmp_path/f'{tokens_key(EXAMPLES[:20], make_views, tokenizer())}.safetensors')
     assert list(tokenise_once(EXAMPLES[:20], make_views, tokenizer(), folder=tmp_path)) == lists()[:20] and 'made anew' in capsys.readouterr().err
 
 

@@ -144,7 +144,7 @@ def test_another_machine_is_named(record, main, tmp_path, made, monkeypatch):
 
 @pytest.mark.parametrize('change, words', [
     (lambda r: r['provenance'].update(recipe=1), ['made by recipe 1', 'check out commit']), (lambda r: r['spec'].update(max_stepz=3), ['unknown setting', 'max_steps']), (lambda r: r['spec'].update(method='magic'), ["unknown method 'magic'"]),
-    (lambda r: r['spec'].update(task='cqa'), ['is missing']), (lambda r: r.pop('metrics'), ['lacks metrics']), (lambda r: r.pop('evaluations'), ['lacks evaluations'])], ids=['recipe', 'setting', 'method', 'data missing', 'no metrics', 'no evaluations'])
+    (lambda r: r['spec'].update(task='anli1'), ['is missing']), (lambda r: r.pop('metrics'), ['lacks metrics']), (lambda r: r.pop('evaluations'), ['lacks evaluations'])], ids=['recipe', 'setting', 'method', 'data missing', 'no metrics', 'no evaluations'])
 def test_what_cannot_be_verified_is_a_wrong_call(change, words, record, main, tmp_path, no_training):
     change(record)
     status, told, last = call(main, tmp_path/'record.json', record, '--data-dir', tmp_path/'nowhere')
