@@ -342,7 +342,9 @@ def _save(folder, record, t5, tokenizer, questions): # whole under its name, or 
     half = folder.with_name(f'.{folder.name[:40]}.{os.getpid()}')
     answer_as_scored(t5, record['generation']['max_new_tokens'])
     try:
-        t5.save_pretrained(half); tokenizer.save_pretrained(half)
+        with quiet():
+            t5.save_pretrained(half)
+            tokenizer.save_pretrained(half)
         check_saved(half, record, questions)
         write_text(half/'record.json', canonical_json(record)); write_text(half/'README.md', model_card(record))
         if folder.exists(): folder.rmdir()

@@ -75,6 +75,9 @@ def check_kind(
     if kind != 't5':
         said = f'model_type {kind!r}' if kind else 'no model_type'
         raise UsageError(f'{what}: its config.json says {said}, and only t5 can be trained here: give a t5-v1_1-*, t5-*, flan-t5-* or a folder with a T5 (ByT5 is one; mT5, UMT5 and BART are not)')
+    act = config.get('dense_act_fn') or str(config.get('feed_forward_proj', 'relu')).removeprefix('gated-')
+    if act not in ACT2FN:
+        raise UsageError(f"{what}: its config.json names {act!r} as the feed-forward part's activation, which is none that is known: T5's feed_forward_proj is 'relu' or 'gated-gelu'")
     if config.get('quantization_config'):
         raise UsageError(f'{what}: its weights are quantised (quantization_config in config.json), which cannot be trained: give the checkpoint from which they were made')
 
@@ -139,15 +142,23 @@ def quiet():
         logs.set_verbosity(before)
         if bar: logs.enable_progress_bar()
 
+@contextlib.contextmanager
+def _reading(what, part, leave=()): # whatever the library trips over is a wrong part; `leave`: errors that go on as they are
+    try: yield
+    except (UsageError, MemoryError, *leave): raise
+    except Exception as e: raise UsageError(f'{what}: {part} cannot be read ({type(e).__name__}: {" ".join(str(e).split())[:200]}): put that of the checkpoint in its place') from None
+
 def _load_parts(where, what, dropout, known):
-    try:
+    form = dict(use_safetensors=True, dtype=torch.float32, dropout_rate=dropout, output_loading_info=True, ignore_mismatched_sizes=True)
+    with _reading(what, 'config.json', leave=[OSError]):
         check_kind(T5Config.get_config_dict(where, **known)[0], what)
+        T5Config.from_pretrained(where, **known)
+    with _reading(what, '*.safetensors', leave=[OSError]):
+        t5, info = T5ForConditionalGeneration.from_pretrained(where, **form, **known)
+        check_weights(t5, info, what)
+    with _reading(what, 'its tokenizer'):
         tokenizer = AutoTokenizer.from_pretrained(where, **known)
-        t5, info = T5ForConditionalGeneration.from_pretrained(where, use_safetensors=True, dtype=torch.float32, dropout_rate=dropout, output_loading_info=True, ignore_mismatched_sizes=True, **known)
-    except (OSError, ValueError, MemoryError): raise
-    except Exception as e: raise UsageError(f'{what} could not be loaded: {type(e).__name__}: {" ".join(str(e).split())[:300]}') from None
-    check_weights(t5, info, what)
-    check_tokenizer(tokenizer, t5.config, what)
+        check_tokenizer(tokenizer, t5.config, what)
     return t5, tokenizer
 
 def _load_pretrained(name, revision, dropout):
