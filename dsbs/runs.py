@@ -134,12 +134,9 @@ def _lost_metrics(texts): # as a record has them
     return {f'cut_{kind}':t['cut'] for kind, t in texts.items()} | {f'unknown_share_{kind}':t['unknown_share'] for kind, t in texts.items()}
 
 # %% ../nbs/11_runs.ipynb #dd7d783c
-SHOWN = 20 # Test questions whose answers are kept in a record, for readers
-
 class _Run: # a spec with its data and student
     def __init__(self, spec, data_dir, runs_dir):
         self.spec, self.data, self.data_dir = spec, prepare(spec, data_dir), data_dir
-
         self.checkpoints = runs_dir and Path(runs_dir)/run_key(spec, data_dir)/'checkpoints'
         examples = training_examples(spec, self.data)
         if not examples: raise UsageError(f'none of the {train_size(spec, self.data.task)} training rows has a teacher label')
@@ -185,41 +182,62 @@ class _Run: # a spec with its data and student
         if self.spec.dropout or self.spec.student not in SCRATCH or len(lengths := {tuple(map(len, vars(r).values())) for r in self.learned}) > 1: return None
         return lengths.pop(), min(self.spec.batch_size, len(self.rows)), len(self.tokenizer)
 
-    def teacher_quality(self): # of what was said about the rows trained on
-        said = {} if self.spec.rationales == 'human' else self.data.readings
-        rows = subset(self.data.task['train'], train_size(self.spec, self.data.task), self.spec.subset_seed).to_list()
-        return quality(rows, [said.get(r['id'], Reading(reason='not asked')) for r in rows], self.data.task) if said else None
+def _longest_label(task, examples, tokenizer): # of those scored and those learned, in tokens
+    labels = {e.label for e in examples}.union(*(split.unique('label') for split in task.splits.values()))
+    special = special_pieces(tokenizer)
+    return max(map(len, tokenizer([as_text(label, special) for label in sorted(labels)]).input_ids))
 
-    def beside(self): # what stands beside exact match on the test split, where it can be said
-        spec, task = self.spec, self.data.task
-        found = dict(likeliest_label_accuracy=None, rationale_accuracy=None, rationale_token_accuracy=None)
-        if task.label_set and spec.method != 'single_task':
-            found['likeliest_label_accuracy'] = self.accuracy('test', self.ask('test', lambda batches: likeliest_labels(self.t5, self.tokenizer, batches, task.label_set, dtype=spec.dtype)))
-        if not any(r.rationale_target for r in self.rows): return found
-        try: whys = human_rationales(task, 'test') if spec.task in EMBEDDED else extract(task, 'test', self.data_dir, teacher=spec.teacher)
-        except UsageError: return found
-        test = task['test'][:]
-        views = _views_of(replace(spec, method='step_by_step', rationale_weight=1.), self.tokenizer)
-        asked = [views(Example(i, x, '', whys[i].rationale)).rationale for i, x in zip(test['id'], test['input']) if whys[i].ok]
-        inputs, targets = map(list, zip(*asked)); batches = input_batches(self.tokenizer, inputs, max_input=spec.max_input)
-        start = RATIONALE_START if spec.task_prefix == 'decoder' else LABEL_START
-        found['rationale_token_accuracy'] = next_token_accuracy(self.t5, self.tokenizer, batches, targets, start, spec.max_target, spec.dtype)
-        if spec.task in EMBEDDED:
-            said = generate(self.t5, self.tokenizer, batches, max(map(len, self.tokenizer(targets).input_ids))+1, start, spec.dtype)
-            found['rationale_accuracy'] = label_accuracy(said, targets)
-        return found
+# %% ../nbs/11_runs.ipynb #30b46d80
+def _beside(run): # what stands beside exact match on the test split, where it can be said
+    spec, task = run.spec, run.data.task
+    found = dict(likeliest_label_accuracy=None, rationale_accuracy=None, rationale_token_accuracy=None)
+    if task.label_set and spec.method != 'single_task':
+        found['likeliest_label_accuracy'] = run.accuracy('test', run.ask('test', lambda batches: likeliest_labels(run.t5, run.tokenizer, batches, task.label_set, dtype=spec.dtype)))
+    if not any(r.rationale_target for r in run.rows): return found
+    try: whys = human_rationales(task, 'test') if spec.task in EMBEDDED else extract(task, 'test', run.data_dir, teacher=spec.teacher)
+    except UsageError: return found
+    test = task['test'][:]
+    views = _views_of(replace(spec, method='step_by_step', rationale_weight=1.), run.tokenizer)
+    asked = [views(Example(i, x, '', whys[i].rationale)).rationale for i, x in zip(test['id'], test['input']) if whys[i].ok]
+    inputs, targets = map(list, zip(*asked)); batches = input_batches(run.tokenizer, inputs, max_input=spec.max_input)
+    start = RATIONALE_START if spec.task_prefix == 'decoder' else LABEL_START
+    found['rationale_token_accuracy'] = next_token_accuracy(run.t5, run.tokenizer, batches, targets, start, spec.max_target, spec.dtype)
+    if spec.task in EMBEDDED:
+        said = generate(run.t5, run.tokenizer, batches, max(map(len, run.tokenizer(targets).input_ids))+1, start, spec.dtype)
+        found['rationale_accuracy'] = label_accuracy(said, targets)
+    return found
 
-    def record(self, result):
-        spec, task, outputs = self.spec, self.data.task, self.answer('test')
-        metrics = dict(test_accuracy=self.accuracy('test', outputs), **self.beside(), majority_accuracy=_majority(task['test'][:]['label']), validation_accuracy=result.best_accuracy,
-                       last_validation_accuracy=result.last_accuracy, best_step=result.best_step, steps=result.steps, stopped=result.stopped,
-                       n_train=len(self.rows), n_rationales=sum(bool(r.rationale_target) for r in self.rows), n_validation=len(task['validation']),
-                       n_test=len(task['test']), parameters=self.t5.num_parameters(), tokens=_tokens(self.rows, result.steps, spec), **self.lost)
-        return dict(key=run_key(spec, self.data_dir), spec=asdict(spec), metrics=metrics, history=result.history, evaluations=result.evaluations, answers=dict(list(zip(task['test']['id'], outputs))[:SHOWN]),
-                    generation=dict(max_new_tokens=self.longest_output, max_input=spec.max_input if any(self.lost[f'cut_{split}_inputs'] for split in task.splits) else None),
-                    teacher_quality=self.teacher_quality(), data=self.data.hashes, stand_in=task.stand_in, teacher=_who_says(spec, task),
-                    provenance=provenance() | dict(recipe=recipe(spec), device=str(self.t5.device), resumed=result.resumed, students=result.students) | _made_on(spec, self.t5.device), time=dict(finished=now(), seconds=round(result.seconds, 2)))
+# %% ../nbs/11_runs.ipynb #66c193d6
+SHOWN = 20 # Test questions whose answers are kept in a record
 
+def _record(run, result):
+    spec, task, outputs = run.spec, run.data.task, run.answer('test')
+    metrics = dict(test_accuracy=run.accuracy('test', outputs), **_beside(run), majority_accuracy=_majority(task['test'][:]['label']), validation_accuracy=result.best_accuracy,
+                   last_validation_accuracy=result.last_accuracy, best_step=result.best_step, steps=result.steps, stopped=result.stopped,
+                   n_train=len(run.rows), n_rationales=sum(bool(r.rationale_target) for r in run.rows), n_validation=len(task['validation']),
+                   n_test=len(task['test']), parameters=run.t5.num_parameters(), tokens=_tokens(run.rows, result.steps, spec), **run.lost)
+    return dict(key=run_key(spec, run.data_dir), spec=asdict(spec), metrics=metrics, history=result.history, evaluations=result.evaluations, answers=dict(list(zip(task['test']['id'], outputs))[:SHOWN]),
+                generation=dict(max_new_tokens=run.longest_output, max_input=spec.max_input if any(run.lost[f'cut_{split}_inputs'] for split in task.splits) else None),
+                teacher_quality=_teacher_quality(run), data=run.data.hashes, stand_in=task.stand_in, teacher=_who_says(spec, task),
+                provenance=provenance() | dict(recipe=recipe(spec), device=str(run.t5.device), resumed=result.resumed, students=result.students) | _made_on(spec, run.t5.device), time=dict(finished=now(), seconds=round(result.seconds, 2)))
+
+def _teacher_quality(run): # of what was said about the rows trained on
+    said = {} if run.spec.rationales == 'human' else run.data.readings
+    rows = subset(run.data.task['train'], train_size(run.spec, run.data.task), run.spec.subset_seed).to_list()
+    return quality(rows, [said.get(r['id'], Reading(reason='not asked')) for r in rows], run.data.task) if said else None
+
+def _who_says(spec, task):
+    if spec.rationales == 'human': return 'human explanations'
+    if spec.teacher: return set_name(spec.teacher)
+    return '' if task.own else teacher_name(spec.task, spec.teacher_error)
+
+def _majority(labels): return round(100*Counter(labels).most_common(1)[0][1]/len(labels), 4)
+
+def _tokens(rows, steps, spec):
+    per_epoch = sum(len(ids) for r in rows for ids in vars(r).values()) - sum(len(r.label_input) for r in rows if r.rationale_input == r.label_input)
+    return round(per_epoch/len(rows)*min(spec.batch_size, len(rows))*steps)
+
+# %% ../nbs/11_runs.ipynb #8b9087f1
 def train_runs(
     specs:Sequence[RunSpec], # With the same `specs.in_common`
     data_dir:str|Path|None=None,
@@ -232,7 +250,7 @@ def train_runs(
     "Train and score students, side by side where that changes nothing."
     if len(set(map(in_common, specs))) > 1: raise ValueError('runs that differ in more than seeds and examples cannot be made together')
     runs, records = [_Run(s, data_dir, runs_dir) for s in specs], {}
-    def finished(run, result): records[run] = run.record(result); done(records[run])
+    def finished(run, result): records[run] = _record(run, result); done(records[run])
     for some in _side_by_side(runs):
         spec = some[0][0].spec
         model = StepByStep(*(r.t5 for r, _ in some), rationale_weight=spec.rationale_weight if spec.method == 'step_by_step' else 0., loss_form=spec.loss_form)
@@ -251,22 +269,6 @@ def train_run(
 ) -> tuple[dict, object, object]: # The record, the trained T5, its tokenizer
     "Train and score one student."
     return train_runs([spec], data_dir, progress)[0]
-
-def _who_says(spec, task):
-    if spec.rationales == 'human': return 'human explanations'
-    if spec.teacher: return set_name(spec.teacher)
-    return '' if task.own else teacher_name(spec.task, spec.teacher_error)
-
-def _majority(labels): return round(100*Counter(labels).most_common(1)[0][1]/len(labels), 4)
-
-def _longest_label(task, examples, tokenizer): # of those scored and those learned, in tokens
-    labels = {e.label for e in examples}.union(*(split.unique('label') for split in task.splits.values()))
-    special = special_pieces(tokenizer)
-    return max(map(len, tokenizer([as_text(label, special) for label in sorted(labels)]).input_ids))
-
-def _tokens(rows, steps, spec):
-    per_epoch = sum(len(ids) for r in rows for ids in vars(r).values()) - sum(len(r.label_input) for r in rows if r.rationale_input == r.label_input)
-    return round(per_epoch/len(rows)*min(spec.batch_size, len(rows))*steps)
 
 # %% ../nbs/11_runs.ipynb #3982ff16
 def same_numbers(record:dict) -> str:
