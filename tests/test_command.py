@@ -143,7 +143,7 @@ def test_recorded_teacher(main, recorded, task, split, accuracy):
 
 
 @pytest.mark.parametrize('settings', [['task=cqa'], ['task=svamp'], ['task=esnli', 'stand_in=true'], ['task=anli1', 'stand_in=true', 'label_source=teacher'],
-                                      ['task=svamp', 'method=single_task', 'max_target=48'], ['task=cqa', 'method=rationale_as_input'], ['task=svamp', 'prefix_style=authors', 'loss_form=authors']], ids=' '.join)
+                                      ['task=svamp', 'method=single_task', 'max_target=128'], ['task=cqa', 'method=rationale_as_input'], ['task=svamp', 'prefix_style=authors', 'loss_form=authors']], ids=' '.join)
 def test_paper_data_trains(main, recorded, settings):
     status, out, err = main('run', *settings, 'student=scratch-32x1', 'max_steps=50', 'eval_every=50', 'n_train=256', 'batch_size=16', 'learning_rate=3e-3', '--json', '--data-dir', recorded)
     assert status == 0, err
