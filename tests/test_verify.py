@@ -42,7 +42,7 @@ def test_a_record_names_what_made_it(record):
 
 
 def test_the_prompt_of_a_teacher_is_named(tmp_path):
-    (tmp_path/'train.card.json').write_text('{"task": "same_kind", "prompt": "abc"}')
+    (tmp_path/'train.card.json').write_text('{"task": "same_kind", "model": "m", "prompt": "abc"}')
     assert runs._prompts(str(tmp_path)) == {'train':'abc'} and runs._prompts('') == {}
 
 
