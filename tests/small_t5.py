@@ -53,5 +53,5 @@ def rationale_set(folder, rows, rationale=lambda row: f"It says {row['label']}."
     "What a teacher said of an own task's rows, as a folder."
     folder.mkdir()
     for split in ('train', 'validation', 'test'):
-        (folder/f'{split}.jsonl').write_text(''.join(json.dumps(dict(id=r['id'], rationale=rationale(r), label=label(r), votes=1, others=[]))+'\n' for r in rows))
+        (folder/f'{split}.jsonl').write_text(''.join(json.dumps(dict(id=r['id'], input=r['input'], rationale=rationale(r), label=label(r), votes=1, others=[]))+'\n' for r in rows))
         (folder/f'{split}.failures.jsonl').write_text(''); (folder/f'{split}.card.json').write_text(json.dumps(dict(task='levels', model='a model', prompt='x')))

@@ -74,8 +74,9 @@ def test_a_few_free_texts_are_said_and_counted(t5, tmp_path, capsys):
 def test_a_student_from_random_weights_can_write_labels_that_stand_elsewhere(only, tmp_path):
     rows = own_task(tmp_path/'task', ('low', 'high'), n=60); folder = tmp_path/'task'
     path = folder/'task.toml'; path.write_text(path.read_text().replace('["low", "high"]', '["low", "high", "≈ñ"]'))
-    if only in ('validation', 'test'): (folder/f'{only}.jsonl').write_text(json.dumps(dict(id='x', input='some other', label='≈ñ'))+'\n')
-    rationale_set(tmp_path/'set', rows, label=lambda r: '≈ñ' if only == 'the teacher' and r['id'] == 'r4' else r['label'])
+    other = dict(id='x', input='some other', label='≈ñ')
+    if only in ('validation', 'test'): (folder/f'{only}.jsonl').write_text(json.dumps(other)+'\n'); rows.append(other)
+    rationale_set(tmp_path/'set', rows, label=lambda r: 'low' if r is other else '≈ñ' if only == 'the teacher' and r['id'] == 'r4' else r['label'])
     spec = make_spec(QUICK | dict(task=str(folder), teacher=str(tmp_path/'set'), label_source='teacher'))
     _, _, tokenizer = train_run(spec)
     assert not unwritable(tokenizer, ['low', 'high', '≈ñ'])
