@@ -2,9 +2,9 @@
 import asyncio, hashlib, json, sys, threading
 from collections import Counter
 
-PASSING = ('drop', 'cut off', 'slow', '429 after 0', '429 after 1', '429 after 600', '429 after soon', 'status 500', 'status 503', 'web page', 'null content', 'bad json',
+PASSING = ('drop', 'cut off', 'slow', '429 after 0', '429 after 1', '429 after 600', '429 after soon', 'status 500', 'status 503', 'web page', 'bad json',
            'not utf-8', 'error in 200', 'no choices', 'a list')
-LASTING = {'refusal':'refusal', 'length':'cut short', 'other model':'wrong model', 'blank':'empty', 'huge':'too long', 'status 400':'request refused (400)'}
+LASTING = {'refusal':'refusal', 'length':'cut short', 'other model':'wrong model', 'blank':'empty', 'null content':'empty', 'huge':'too long', 'status 400':'request refused (400)'}
 
 
 def completion(content='Because. So the answer is yes.', ended='stop', model='m', **more):
