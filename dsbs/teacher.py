@@ -21,7 +21,7 @@ from email.utils import parsedate_to_datetime
 from html import unescape
 from pathlib import Path
 from urllib.parse import parse_qsl, quote, quote_plus, urlsplit, urlunsplit
-from urllib.request import proxy_bypass_environment
+from urllib.request import getproxies_environment, proxy_bypass_environment
 
 from .records import UsageError, WorkFailed, canonical_json, data_dir as find_data_dir, hash_json, now
 from .tasks import EMBEDDED, FRUITS, PAPER, Task, load_rows
@@ -321,12 +321,13 @@ _KINDS = ( # the first that fits
     ('quota', r'insufficient.{0,10}(quota|balance|fund|credit)|billing|current quota|credit|payment|prepa(y|id)|balance'),
     ('model', r'model.{0,100}(not.?(found|exist|available|loaded|deployed)|not supported by any|does ?n.t exist|unknown)|'
               r'(unknown|invalid|no such|no) model|deployment.{0,60}(not|n.t).{0,6}(found|exist)'),
-    ('address', r'endpoint|route|url|path|not ?found|method not allowed|cannot post'))
+    ('address', r'endpoint|route|url|path|not ?found|method not allowed|cannot post'),
+    ('parameter', r'temperature|max_(completion_)?tokens|\bstop\b'))
 
 def kind_of(
     status:int, # Of the reply; 200 when an error stood in a reply that should have been an answer
     said:Said,
-) -> str: # key, address, model, quota, filter, context or nothing
+) -> str: # key, address, model, quota, filter, context, parameter or nothing
     "What a failure is about."
     words = f'{said.code} {said.sentence}'.lower()
     kinds = [kind for kind, pattern in _KINDS if re.search(pattern, words)]
@@ -334,7 +335,7 @@ def kind_of(
     if status == 402: return 'quota'
     if status == 413: return 'context'
     if status == 403: return next((k for k in kinds if k in ('filter', 'quota')), 'key')
-    if status in (404, 405): return 'model' if 'model' in kinds and said.is_json else 'address'
+    if status in (404, 405, 501): return 'model' if 'model' in kinds and said.is_json else 'address'
     if status in (400, 422): kinds = [k for k in kinds if k != 'address' or not said.is_json]
     if status not in (200, 400, 422, 429): return ''
     return kinds[0] if kinds else ''
@@ -358,6 +359,7 @@ def hint_for(
         'context': 'lower --max-tokens, give fewer or shorter exemplars, or take a model with a longer context',
         'key': 'is the key in $OPENAI_API_KEY one for this server, and allowed there?' if has_key else 'set $OPENAI_API_KEY',
         'quota': 'this does not pass by waiting: look at the plan and the billing of the account',
+        'parameter': '--temperature, --max-tokens and --form decide what is sent',
         'model': f'is {model!r} the name that this server gives the model? {endpoint}/models lists its names',
         'address': f'did you mean --base-url {meant}?' if meant != endpoint else 'is this the address of an OpenAI-compatible server?'}.get(kind, '')
 
@@ -532,8 +534,8 @@ def proxy_variable(url:str) -> str: # Empty when none is in the way
     "The variable of the environment that sends requests to an address through a proxy."
     parts = urlsplit(url)
     if proxy_bypass_environment(parts.hostname or ''): return ''
-    names = [form for name in (f'{parts.scheme}_proxy', 'all_proxy') for form in (name, name.upper())]
-    return next((name for name in names if os.environ.get(name)), '')
+    used = next((f'{scheme}_proxy' for scheme in (parts.scheme, 'all') if scheme in getproxies_environment()), '')
+    return used if os.environ.get(used) else used.upper()
 
 def proxy_hint(url:str) -> str: # Empty without a proxy
     "What would take requests to an address past the proxy."
@@ -556,7 +558,7 @@ class Failures:
         kind, after = kind_of(status, said), soon(said.sentence) if after is None else after
         hint, shown = self._hint(kind, said), self._clean(raw)
         if kind in _WRONG_CALL: return UsageError(told(_WRONG_CALL[kind].format(self.endpoint, status), hint, said.sentence))
-        if kind == 'quota' and after is None: return Refused(f'quota used up ({status})', shown, said.sentence, hint)
+        if kind == 'quota' and after is None: return Refused(f'quota used up: status {status}', shown, said.sentence, hint)
         if status == 200: return TryAgain('an error inside a 200', after, shown, said.sentence, hint)
         if status in (408, 409, 425, 429) or status >= 500: return TryAgain(f'status {status}', after, shown, said.sentence, hint)
         return Refused(f'request refused ({status})', shown, said.sentence, hint, kind in ('filter', 'context'))
@@ -571,12 +573,13 @@ class Failures:
     def of_connection(self, error:Exception, lost:bool) -> TryAgain: # lost: there was one
         "The exception for a server that was not reached."
         cause, where = without_secret(root_cause(error), self.secret), urlsplit(self.endpoint).netloc
-        hint = 'http:// in place of https:// may be right' if 'TLS' in cause else f'is a server running at {where}?'
+        hint = 'is it http:// or https://?' if lost or 'TLS' in cause else f'is a server running at {where}?'
         hint = proxy_hint(self.endpoint) or hint
         return TryAgain(f'connection lost ({cause})' if lost else f'no connection ({cause})', raw=told(cause, hint), hint=hint)
 
-    def of_time(self) -> TryAgain:
-        "The exception for an answer that took too long."
+    def of_time(self, error:Exception) -> TryAgain:
+        "The exception for an answer that took too long, or a connection."
+        if type(error.__cause__).__name__ == 'ConnectTimeout': return self.of_connection(TimeoutError('timed out'), lost=False)
         hint = proxy_hint(self.endpoint) or f'nothing came within {self.timeout:g} s: raise --timeout or lower --concurrency'
         return TryAgain('timed out', raw=hint, hint=hint)
 
@@ -661,7 +664,7 @@ class Server:
         self.settings = dict(base_url=urlunsplit(parts._replace(query='', fragment='')), default_query=dict(parse_qsl(parts.query)), api_key=self.secret or 'none',
                              max_retries=0, timeout=openai.Timeout(timeout, connect=min(30, timeout)))
         try: self.client = openai.AsyncOpenAI(**self.settings)
-        except (ImportError, ValueError) as e: raise UsageError(told(f'no request can be sent ({root_cause(e)})', proxy_hint(self.endpoint))) from None
+        except (ImportError, ValueError) as e: raise UsageError(told(f'no request can be sent ({str(e)[:200]})', proxy_hint(self.endpoint))) from None
 
     async def close(self):
         if self.client: await self.client.close()
@@ -673,7 +676,7 @@ class Server:
         at, empty = (self.client.chat.completions, dict(messages=[])) if 'messages' in body else (self.client.completions, dict(prompt=''))
         try: got = await at.with_raw_response.create(model=self.model, **empty, extra_body=body)
         except self.openai.APIStatusError as e: raise self.failures.of_status(e.status_code, e.response.headers, e.response.content, body) from None
-        except self.openai.APITimeoutError: raise self.failures.of_time() from None
+        except self.openai.APITimeoutError as e: raise self.failures.of_time(e) from None
         except self.openai.APIConnectionError as e:
             lost = type(e.__cause__).__name__ in ('RemoteProtocolError', 'ReadError', 'WriteError')
             raise self.failures.of_connection(e, lost) from None
@@ -917,7 +920,8 @@ class _Asking(_Settling):
 
     def _may_send(self, attempt): # of an unsure server only few questions are open at a time
         if self.sure: return len(self.under_way) < int(self.limit)
-        return not self.under_way and (attempt > 1 or len(self.later) < FEW)
+        few = len(self.later)+len(self.failing.given_up) < FEW or not self.later
+        return not self.under_way and (attempt > 1 or few)
 
     async def _wait(self): # until an answer is there, or the time of a waiting question has come
         pause = [asyncio.ensure_future(self.clock.sleep(max(0., self.later[0][0]-self.clock.time())))] if self.later else []
