@@ -10,7 +10,7 @@ import argparse, json, os, signal, sys, threading
 from functools import partial
 from pathlib import Path
 
-from .records import UsageError, is_main_process
+from .records import UsageError, WorkFailed, is_main_process
 
 # %% ../nbs/22_cli.ipynb #0808b957
 def _reproduce(args):
@@ -79,23 +79,28 @@ def _extract(args):
     from dsbs.prompts import prompt_of
     from dsbs.records import file_name, runs_dir
     from dsbs.tasks import load_task
-    from dsbs.teacher import AnswerStore, LocalModel, Server
+    from dsbs.teacher import OF_NO_USE, AnswerStore, LocalModel, Server
     from tqdm import tqdm
+    if args.local and args.served_model: raise UsageError('--served-model goes with --base-url: a model in this process has one name')
     for name in ('samples', 'concurrency', 'max_tokens'):
         if getattr(args, name) < 1: raise UsageError(f'--{name.replace("_", "-")} {getattr(args, name)}: should be at least 1')
     task = load_task(args.task, args.data_dir, args.stand_in); task[args.split]
     backend = LocalModel(args.model) if args.local else Server(args.base_url, args.model, args.timeout)
+    if args.served_model: backend.served_model = args.served_model
     out = Path(os.path.expanduser(args.out or runs_dir()/'rationales'/file_name(task.name)/file_name(args.model)))
     store = AnswerStore(runs_dir()/'answers.sqlite')
     with tqdm(total=min(args.limit or len(task[args.split]), len(task[args.split]))*args.samples, desc=f'{task.name} {args.split}', unit='answer', mininterval=1) as bar:
         def tell(done, sent, tokens): bar.update(done-bar.n); bar.set_postfix(sent=sent, tokens=tokens)
         card = extract_live(task, args.split, backend, prompt_of(task), store, out, args.limit, args.samples, args.temperature, args.max_tokens, args.form,
-                            concurrency=1 if args.local else args.concurrency, budget=args.budget, progress=tell)
+                            concurrency=1 if args.local else args.concurrency, budget=args.budget, progress=tell, whatever=args.max_failed >= 1)
     store.close()
-    failed, why = card['failed'], ', '.join(f'{n} {reason}' for reason, n in card['quality']['reasons'].items())
-    wrong = [f'stopped at the budget of {args.budget} tokens with {card["requested"]-card["asked"]} of {card["requested"]} rows left: call again to go on'] if card['stopped'] else []
+    hints = {} if card['stopped'] else {reason:f': {hint}' for reason, hint in OF_NO_USE.items()}
+    failed, why = card['failed'], ', '.join(f'{n} {reason}{hints.get(reason, "")}' for reason, n in card['quality']['reasons'].items())
+    left = card['requested']-card['asked']
+    wrong = [f'stopped at the budget of {args.budget} tokens with {left} of {card["requested"]} rows left: call again to go on'] if card['stopped'] == 'budget' else []
     if card['unwritten']: wrong.append(card['unwritten'])
     if failed > args.max_failed*card['requested']: wrong.append(f'{failed} of {card["requested"]} rows have no rationale ({why}): see {out}/{args.split}.failures.jsonl')
+    if card['stopped'] == 'failing': wrong += [f'{left} of {card["requested"]} rows were not asked, and what was answered is kept']*bool(left) + [card['why']]
     return Outcome({name:card[name] for name in ('task', 'split', 'model', 'requested', 'kept', 'failed', 'sent', 'tokens')} | dict(accuracy=card['quality']['accuracy'], out=str(out)), '; '.join(wrong))
 
 def _fetch(args):
@@ -252,6 +257,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument('task', metavar='TASK', help='task, such as cqa, or a task folder')
     p.add_argument('--model', required=True, metavar='M', help="the model's name on the server, or with --local its folder")
     p.add_argument('--base-url', metavar='URL', help='an OpenAI-compatible server, such as http://localhost:8000/v1; its key comes from $OPENAI_API_KEY')
+    p.add_argument('--served-model', default='', metavar='NAME', help='another name under which the server may answer for M')
     p.add_argument('--local', action='store_true', help='load the model into this process')
     p.add_argument('--split', default='train', choices=('train', 'validation', 'test'), help='rows to ask about (default: train)')
     p.add_argument('--stand-in', action='store_true', help='of esnli or anli1: the validation rows that stand in for the training rows')
@@ -264,7 +270,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument('--concurrency', type=_count, default=8, metavar='N', help='questions under way at once (default: 8)')
     p.add_argument('--timeout', type=float, default=300, metavar='S', help='seconds for one answer (default: 300)')
     p.add_argument('--budget', type=_count, metavar='N', help='tokens that this call may use')
-    p.add_argument('--max-failed', type=float, default=.2, metavar='SHARE', help='end with 1 when a larger share of rows fails (default: 0.2)')
+    p.add_argument('--max-failed', type=float, default=.2, metavar='SHARE', help='end with 1 when a larger share of rows fails (default: 0.2); with 1, ask on even when the first answers are all cut short')
     data = commands.add_parser('data', help="the paper's datasets and ASDiv: get them, check them", description="The paper's datasets and ASDiv: get them, check them.").add_subparsers(dest='what', required=True, parser_class=_Parser)
     p = add('fetch', _fetch, _text_data, 'download what is missing, check it and put it in place; what is there is never overwritten', data)
     p.add_argument('tasks', nargs='*', metavar='TASK', help='cqa, svamp, anli1, esnli or asdiv (default: all)')
@@ -301,6 +307,7 @@ def main(
         if not (complaint := getattr(result, 'complaint', '')): return 0
         print(f'dsbs: {complaint}', file=sys.stderr); return 1
     except UsageError as e: print(f'dsbs: {e}', file=sys.stderr); return 2
+    except WorkFailed as e: print(f'dsbs: {e}', file=sys.stderr); return 1
     except KeyboardInterrupt as e: print(f'dsbs: {e}' if str(e) else 'dsbs: stopped; what is finished is kept', file=sys.stderr); return 1
     except BrokenPipeError: return 1
     except Exception as e: print(f'dsbs: {type(e).__name__}: {" ".join(str(e).split())[:500]}', file=sys.stderr); return 1

@@ -19,7 +19,8 @@ from .prompts import FORMATS, AnswerFormat, Prompt, before_stop, find_markers, p
 from .records import UsageError, is_main_process, now, one_of, write_jsonl, write_text
 from .tasks import EMBEDDED, PAPER, TASKS, Task, as_split, checked_label, get_field, input_hash, is_correct, is_task_folder, load_rows, load_task
 from .tasks import near_duplicates, normalise_answer, only_fields, plain_text, read_checked, read_objects, read_utf8, row_id
-from .teacher import TEACHER_ERROR, Answer, AnswerStore, Question, Sampling, answer_key, ask_all, completions, recorded_completions, source_split, teacher_name
+from .teacher import TEACHER_ERROR, Answer, AnswerStore, Question, Sampling, answer_key, ask_all, completions, recorded_completions
+from .teacher import sent_otherwise, source_split, teacher_name
 
 # %% ../nbs/04_extraction.ipynb #2075d531
 @dataclass(frozen=True)
@@ -251,7 +252,7 @@ def extract_live(
     temperature:float|None=None, # None: 0 for one sample, 0.7 for several
     max_tokens:int=256, # Of one answer
     form:str='chat', # "chat" or "completion": messages, or one text to go on from
-    **asking, # `concurrency`, `budget`, `progress` of `teacher.ask_all`
+    **asking, # `concurrency`, `budget`, `progress`, `whatever` of `teacher.ask_all`
 ) -> dict: # The card; its `unwritten` says why the set was left as it was, where it was
     "Ask a teacher about the rows of a split and write what it says as a rationale set."
     one_of('form', form, ('chat', 'completion'))
@@ -272,7 +273,8 @@ def extract_live(
     found = held.with_new(read)
     card = dict(task=task.name, split=split, model=backend.model, endpoint=backend.endpoint)
     card |= dict(label_set=list(task.label_set)) | how | _counts(task, split, rows, read, found)
-    card |= dict(sent=said.sent, tokens=said.tokens, stopped=said.stopped, made=now())
+    card |= sent_otherwise(sampling, said.answers.values(), held.card if card['reused'] else {})
+    card |= dict(sent=said.sent, tokens=said.tokens, stopped=said.stopped, why=said.why, made=now())
     card['unwritten'] = held.why_not(found)
     if not card['unwritten']:
         kept = [*found.values(), *held.moved()]
@@ -326,6 +328,7 @@ class _Held:
     def __init__(self, out, task, split, how):
         self.path, self.task, self.split = out/f'{split}.jsonl', task, split
         cards = set_cards(out)
+        self.card = cards.get(split, {})
         self.fits = _same_way(cards.get(split), how)
         self.rows = _rows_of(self.path)
         usable = [row for s, card in cards.items() if _same_way(card, how) for row in _rows_of(out/f'{s}.jsonl')]

@@ -7,11 +7,11 @@ __all__ = ['TEACHER_ERROR', 'MAX_ANSWER', 'CUT', 'FEW', 'MANY', 'OF_NO_USE', 're
            'completions', 'source_split', 'teacher_name', 'Sampling', 'Question', 'Answer', 'answer_key', 'AnswerStore',
            'NoAnswer', 'Refused', 'TryAgain', 'AskOtherwise', 'told', 'say', 'without_secret', 'retry_after', 'Said',
            'server_says', 'soon', 'kind_of', 'likely_address', 'hint_for', 'read_reply', 'same_model', 'unwanted',
-           'Dialect', 'sampling_sent', 'root_cause', 'proxy_variable', 'proxy_hint', 'Failures', 'check_model',
+           'Dialect', 'sent_otherwise', 'root_cause', 'proxy_variable', 'proxy_hint', 'Failures', 'check_model',
            'cached_first', 'Server', 'LocalModel', 'Failing', 'Asked', 'Clock', 'ask_all']
 
 # %% ../nbs/03_teacher.ipynb #65a7d4c1
-import asyncio, base64, contextlib, heapq, json, math, os, random, re, shutil, socket, sqlite3, ssl, sys, time
+import asyncio, base64, contextlib, heapq, json, math, os, random, re, socket, sqlite3, ssl, sys, time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -203,15 +203,21 @@ class Refused(NoAnswer):
 
 class TryAgain(NoAnswer):
     "This time there was no answer; another time there may be."
-    def __init__(self, reason:str, after:float|None=None, raw:str='', says:str='', hint:str=''): # after: seconds that the server asks to wait
+    def __init__(self,
+        reason:str, # See `NoAnswer`
+        after:float|None=None, # Seconds that the server asks to wait
+        raw:str='', says:str='', hint:str='', # See `NoAnswer`
+    ):
         super().__init__(reason, raw, says, hint)
         self.after = after
 
     @property
-    def busy(self): return self.reason in ('status 429', 'status 503', 'status 529')
+    def busy(self):
+        return self.reason in ('status 429', 'status 503', 'status 529')
 
     @property
-    def unreachable(self): return self.reason.startswith(('no connection', 'timed out'))
+    def unreachable(self):
+        return self.reason.startswith(('no connection', 'timed out'))
 
 class AskOtherwise(Exception):
     "The question is to be sent again, in the form that the server wants."
@@ -225,9 +231,8 @@ def told(
     return '; '.join([own, *[hint]*bool(hint), *[f'the server says: {says}']*bool(says)])
 
 def say(line:str):
-    "Tell something on standard error, over a bar of progress that may stand there."
-    width = shutil.get_terminal_size().columns-1 if sys.stderr.isatty() else 0
-    print(f'\r{line:<{width}}', file=sys.stderr, flush=True)
+    "Tell something on standard error, below a bar of progress that may stand there."
+    print(f'\n{line}', file=sys.stderr, flush=True)
 
 # %% ../nbs/03_teacher.ipynb #6c233055
 MAX_ANSWER = 100_000 # Characters; a longer answer is none
@@ -266,29 +271,39 @@ class Said:
     param: str = '' # The parameter that it is about
     is_json: bool = True # False for a web page or a plain text, which often come from something that stands between
 
-_PLACES = ('message', 'msg', 'error', 'errors', 'detail', 'details', 'error_description', 'error_message', 'description', 'title', 'reason')
+_PLACES = ('message', 'msg', 'error', 'errors', 'detail', 'details',
+           'error_description', 'error_message', 'description', 'title', 'reason')
 
 def _sentence(found):
-    if isinstance(found, str): return _sentence(inner) if (inner := _loaded(found)) else found
-    if isinstance(found, list): return '; '.join(filter(None, map(_sentence, found[:3])))
-    if not isinstance(found, dict): return ''
+    if isinstance(found, str):
+        return _sentence(inner) if (inner := _loaded(found)) else found
+    if isinstance(found, list):
+        return '; '.join(filter(None, map(_sentence, found[:3])))
+    if not isinstance(found, dict):
+        return ''
     found = {str(name).lower():value for name, value in found.items()}
     where = '.'.join(map(str, found['loc'])) if isinstance(found.get('loc'), list) else ''
     sentence = next(filter(None, (_sentence(found.get(place)) for place in _PLACES)), '')
-    behind = found['metadata'].get('raw') if isinstance(found.get('metadata'), dict) else None # what a server behind this one said
-    return ': '.join(filter(None, (where, sentence, _sentence(behind))))
+    beside = found.get('metadata')
+    behind = _sentence(beside.get('raw')) if isinstance(beside, dict) else '' # by a server behind this one
+    return ': '.join(filter(None, (where, sentence, behind)))
 
 def _named(found, name): # all values of a name, wherever they stand
-    if isinstance(found, list): return [v for part in found[:3] for v in _named(part, name)]
-    if not isinstance(found, dict): return []
+    if isinstance(found, list):
+        return [v for part in found[:3] for v in _named(part, name)]
+    if not isinstance(found, dict):
+        return []
     own = [str(found[name])] if isinstance(found.get(name), (str, int)) else []
     return own + [v for part in found.values() for v in _named(part, name)]
 
 def _loaded(text): # the object or list that a text is, or None
     text = re.sub(r'^\s*data:', '', text).strip()
-    if text[:1] not in ('{', '['): return None
-    try: return json.loads(text)
-    except (ValueError, RecursionError): return None
+    if text[:1] not in ('{', '['):
+        return None
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
 
 def server_says(body:bytes) -> Said:
     "Dig the sentence out of a reply that is no answer."
@@ -309,17 +324,22 @@ def soon(
     sentence:str, # Of the server
 ) -> float|None: # Seconds; None when it names no time
     "The wait that a sentence names."
-    found = re.search(r'(?:try|retry)\w*(?: again)? (?:in|after) (?:(\d+) ?m(?:in\w*)? ?)?(?:(\d+(?:\.\d+)?) ?s)?', sentence, re.IGNORECASE)
-    if not found or not any(found.groups()): return None
+    minutes, seconds = r'(?:(\d+) ?m(?:in\w*)? ?)?', r'(?:(\d+(?:\.\d+)?) ?s)?'
+    found = re.search(rf'(?:try|retry)\w*(?: again)? (?:in|after) {minutes}{seconds}', sentence, re.IGNORECASE)
+    if not found or not any(found.groups()):
+        return None
     return 60*int(found[1] or 0) + float(found[2] or 0)
 
 # %% ../nbs/03_teacher.ipynb #52b02de3
 _KINDS = ( # the first that fits
     ('filter', r'content.?(filter|manage|polic)|moderat|flagged|safety|responsible.?ai'),
-    ('context', r'context.?(length|window|size)|maximum.{0,30}(context|prompt|input)|too (long|many tokens)|exceeds?.{0,40}(token|context|length)|reduce the length'),
+    ('context', r'context.?(length|window|size)|maximum.{0,30}(context|prompt|input)|too (long|many tokens)|'
+                r'exceeds?.{0,40}(token|context|length)|reduce the length'),
     ('key', r'api.?key|unauthori[sz]ed|authenticat|credential|(invalid|expired|missing).{0,20}token|access denied'),
-    ('quota', r'insufficient.{0,10}(quota|balance|fund|credit)|billing|current quota|credit|payment|prepa(y|id)|balance'),
-    ('model', r'model.{0,100}(not.?(found|exist|available|loaded|deployed)|not supported by any|does ?n.t exist|unknown)|'
+    ('quota', r'insufficient.{0,10}(quota|balance|fund|credit)|billing|'
+              r'current quota|credit|payment|prepa(y|id)|balance'),
+    ('model', r'model.{0,100}(not.?(found|exist|available|loaded|deployed)|not supported by any)|'
+              r'model.{0,100}(does ?n.t exist|unknown)|'
               r'(unknown|invalid|no such|no) model|deployment.{0,60}(not|n.t).{0,6}(found|exist)'),
     ('address', r'endpoint|route|url|path|not ?found|method not allowed|cannot post'),
     ('parameter', r'temperature|max_(completion_)?tokens|\bstop\b'))
@@ -331,13 +351,20 @@ def kind_of(
     "What a failure is about."
     words = f'{said.code} {said.sentence}'.lower()
     kinds = [kind for kind, pattern in _KINDS if re.search(pattern, words)]
-    if status == 401: return 'key'
-    if status == 402: return 'quota'
-    if status == 413: return 'context'
-    if status == 403: return next((k for k in kinds if k in ('filter', 'quota')), 'key')
-    if status in (404, 405, 501): return 'model' if 'model' in kinds and said.is_json else 'address'
-    if status in (400, 422): kinds = [k for k in kinds if k != 'address' or not said.is_json]
-    if status not in (200, 400, 422, 429): return ''
+    if status == 401:
+        return 'key'
+    if status == 402:
+        return 'quota'
+    if status == 413:
+        return 'context'
+    if status == 403:
+        return next((k for k in kinds if k in ('filter', 'quota')), 'key')
+    if status in (404, 405, 501):
+        return 'model' if 'model' in kinds and said.is_json else 'address'
+    if status in (400, 422):
+        kinds = [k for k in kinds if k != 'address' or not said.is_json]
+    if status not in (200, 400, 422, 429):
+        return ''
     return kinds[0] if kinds else ''
 
 def likely_address(endpoint:str) -> str:
@@ -354,37 +381,44 @@ def hint_for(
 ) -> str:
     "What would help against a failure of a kind."
     meant = likely_address(endpoint)
+    other = f'did you mean --base-url {meant}?'
+    same = 'is this the address of an OpenAI-compatible server?'
     return {
         'filter': 'the server filters such inputs',
         'context': 'lower --max-tokens, give fewer or shorter exemplars, or take a model with a longer context',
-        'key': 'is the key in $OPENAI_API_KEY one for this server, and allowed there?' if has_key else 'set $OPENAI_API_KEY',
+        'key': f'{"is the key in" if has_key else "set"} $OPENAI_API_KEY{" right for this server?"*has_key}',
         'quota': 'this does not pass by waiting: look at the plan and the billing of the account',
         'parameter': '--temperature, --max-tokens and --form decide what is sent',
         'model': f'is {model!r} the name that this server gives the model? {endpoint}/models lists its names',
-        'address': f'did you mean --base-url {meant}?' if meant != endpoint else 'is this the address of an OpenAI-compatible server?'}.get(kind, '')
+        'address': other if meant != endpoint else same}.get(kind, '')
 
 # %% ../nbs/03_teacher.ipynb #20a61448
 def _joined(content): # a text, or a list of parts of which thoughts are left out; None for neither
-    if not isinstance(content, list): return content if isinstance(content, str) else None
+    if not isinstance(content, list):
+        return content if isinstance(content, str) else None
     texts = [dict(type='text', text=part) if isinstance(part, str) else part for part in content]
     spoken = [p.get('text') for p in texts if isinstance(p, dict) and p.get('type', 'text') in ('text', 'output_text')]
     return ''.join(t for t in spoken if isinstance(t, str))
 
 def _count(value): # of tokens
-    try: number = float(value)
-    except (TypeError, ValueError): return 0
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return 0
     return int(number) if math.isfinite(number) and number > 0 and not isinstance(value, bool) else 0
 
 def _tokens(usage):
     usage = usage if isinstance(usage, dict) else {}
     asked = _count(usage.get('prompt_tokens')) or _count(usage.get('input_tokens'))
-    written = _count(usage.get('completion_tokens')) or _count(usage.get('output_tokens')) or max(0, _count(usage.get('total_tokens'))-asked)
-    return dict(prompt_tokens=asked, completion_tokens=written)
+    written = _count(usage.get('completion_tokens')) or _count(usage.get('output_tokens'))
+    rest = max(0, _count(usage.get('total_tokens'))-asked)
+    return dict(prompt_tokens=asked, completion_tokens=written or rest)
 
 def _from_stream(text): # the pieces of a streamed reply as one that was not streamed
     whole, said, ended = {}, '', None
     for line in text.splitlines():
-        if not line.startswith('data:') or line[5:].strip() == '[DONE]': continue
+        if not line.startswith('data:') or line[5:].strip() == '[DONE]':
+            continue
         piece = json.loads(line[5:])
         whole |= {name:value for name, value in piece.items() if value is not None}
         for choice in (piece.get('choices') or [])[:1]:
@@ -397,13 +431,19 @@ def _reply_of(body): # the reply as a dict; raises `TryAgain` when it is none
     try:
         text = body.decode('utf-8-sig')
         reply = _from_stream(text) if text.lstrip()[:5] == 'data:' else json.loads(text)
-    except UnicodeDecodeError: raise TryAgain('not UTF-8', raw=raw) from None
-    except (ValueError, RecursionError, AttributeError): raise TryAgain('a web page' if body.lstrip()[:1] == b'<' else 'not JSON', raw=raw) from None
-    if not isinstance(reply, dict): raise TryAgain('not a completion', raw=raw)
+    except UnicodeDecodeError:
+        raise TryAgain('not UTF-8', raw=raw) from None
+    except (ValueError, RecursionError, AttributeError):
+        raise TryAgain('a web page' if body.lstrip()[:1] == b'<' else 'not JSON', raw=raw) from None
+    if not isinstance(reply, dict):
+        raise TryAgain('not a completion', raw=raw)
     choices = reply.get('choices')
-    if reply.get('error') or reply.get('object') == 'error' or (not choices and _sentence(reply)): raise TryAgain('an error inside a 200', raw=raw)
-    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict): raise TryAgain('no choices', raw=raw)
-    if choices[0].get('error'): raise TryAgain('an error inside a 200', raw=raw)
+    if reply.get('error') or reply.get('object') == 'error' or (not choices and _sentence(reply)):
+        raise TryAgain('an error inside a 200', raw=raw)
+    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+        raise TryAgain('no choices', raw=raw)
+    if choices[0].get('error'):
+        raise TryAgain('an error inside a 200', raw=raw)
     return reply
 
 # %% ../nbs/03_teacher.ipynb #f8bd04a0
@@ -415,7 +455,8 @@ def read_reply(
 ) -> Answer: # Paid, with a text or the reason why there is none
     "Read a chat or text completion; raises `TryAgain` for what is none."
     raw = body[:2000].decode('utf-8', 'replace')
-    if len(body) > 10*MAX_ANSWER: return Answer(reason='too long', raw=raw)
+    if len(body) > 10*MAX_ANSWER:
+        return Answer(reason='too long', raw=raw)
     reply = _reply_of(body)
     choice = reply['choices'][0]
     message = choice['message'] if isinstance(choice.get('message'), dict) else {}
@@ -423,14 +464,19 @@ def read_reply(
     ended = str(choice.get('finish_reason') or '').lower()
     served = str(reply.get('model') or model)
     paid = _tokens(reply.get('usage')) | dict(served=served if served != model else '')
-    if message.get('refusal') or ended == 'content_filter': return Answer(reason='refusal', raw=str(message.get('refusal') or raw)[:2000], **paid)
-    if ended in CUT: return Answer(reason='cut short', raw=text or raw, **paid)
-    if not (text or '').strip(): return Answer(reason='empty', raw=raw, **paid)
-    if len(text) > MAX_ANSWER: return Answer(reason='too long', raw=text[:2000], **paid)
+    if message.get('refusal') or ended == 'content_filter':
+        return Answer(reason='refusal', raw=str(message.get('refusal') or raw)[:2000], **paid)
+    if ended in CUT:
+        return Answer(reason='cut short', raw=text or raw, **paid)
+    if not (text or '').strip():
+        return Answer(reason='empty', raw=raw, **paid)
+    if len(text) > MAX_ANSWER:
+        return Answer(reason='too long', raw=text[:2000], **paid)
     return Answer(text, **paid)
 
 # %% ../nbs/03_teacher.ipynb #586e9464
-_QUANTISED = r'(ud[-_.])?i?q\d+(_[0-9a-z]+)*|awq|gptq|exl2|mlx|bnb|gguf|[mn]vfp4|mxfp4|fp\d+|bf16|f16|w\d+a\d+|int\d|\d+bit'
+_QUANTISED = (r'(ud[-_.])?i?q\d+(_[0-9a-z]+)*|awq|gptq|exl2|mlx|bnb|gguf|'
+              r'[mn]vfp4|mxfp4|fp\d+|bf16|f16|w\d+a\d+|int\d|\d+bit')
 _DATED = r'20\d\d-?\d\d-?\d\d|\d\d-\d\d-20\d\d|\d\d-?\d\d'
 _OPEN = r'latest|free|default|preview|exp|beta|nitro|floor|extended' # what a name says of its offer
 _NEARER = r'a?\d+(\.\d+)?[bm]|\d+x\d+b|instruct|chat|it|hf|v?\d+(\.\d+)*' # what a fuller name adds
@@ -444,7 +490,8 @@ def _parts(name): # a model's name as words, and its date
 
 def _same(asked, served):
     (a, when), (b, then) = _parts(asked), _parts(served)
-    if when and len(when) == len(then) and when != then: return False
+    if when and len(when) == len(then) and when != then:
+        return False
     return bool(a) and a == b[:len(a)] and all(re.fullmatch(_NEARER, more) for more in b[len(a):])
 
 def _names(model): # what a model may be called: its last part, and of a path each folder
@@ -465,8 +512,10 @@ _CHANGES = {
     'temperature': 'no temperature',
     'stop': 'no stop texts',
     'system': 'the instruction before the first question, in place of a system message'}
-_UNWANTED = r'not.{0,10}(support|allow|permit|accept|compatible)|unsupported|unrecogni[sz]ed|unknown|unexpected|deprecated|extra (input|field)|instead|invalid (param|arg)|only the default'
-_NO_SYSTEM = r"system.{0,40}\b(role|message|prompt|instruction)|\broles?\b.{0,40}system|developer (instruction|message)|roles must alternate|only user and assistant"
+_UNWANTED = (r'not.{0,10}(support|allow|permit|accept|compatible)|unsupported|unrecogni[sz]ed|unknown|'
+             r'unexpected|deprecated|extra (input|field)|instead|invalid (param|arg)|only the default')
+_NO_SYSTEM = (r'system.{0,40}\b(role|message|prompt|instruction)|\broles?\b.{0,40}system|'
+              r'developer (instruction|message)|roles must alternate|only user and assistant')
 
 def unwanted(
     said:Said, # A refusal
@@ -474,30 +523,42 @@ def unwanted(
 ) -> str: # max_tokens, temperature, stop, system or nothing
     "The part of a request that a server wants otherwise."
     words = said.sentence.lower()
-    def about(name): return name in body and (said.param == name or re.search(rf'\b{name}\b', words))
+    def about(name):
+        return name in body and (said.param == name or re.search(rf'\b{name}\b', words))
     refused = re.search(_UNWANTED, f'{said.code} {words}'.lower())
-    if about('max_tokens') and refused and not re.search('too large|at most|context length', words): return 'max_tokens'
-    if about('temperature') and (refused or not body['temperature']): return 'temperature'
-    if about('stop') and refused: return 'stop'
-    return 'system' if re.search(_NO_SYSTEM, words) and any(m['role'] == 'system' for m in body.get('messages', ())) else ''
+    if about('max_tokens') and refused and not re.search('too large|at most|context length', words):
+        return 'max_tokens'
+    if about('temperature') and (refused or not body['temperature']):
+        return 'temperature'
+    if about('stop') and refused:
+        return 'stop'
+    roles = [message['role'] for message in body.get('messages', ())]
+    return 'system' if 'system' in roles and re.search(_NO_SYSTEM, words) else ''
 
+# %% ../nbs/03_teacher.ipynb #c75bae4e
 class Dialect:
     "How a model wants to be asked, as far as its refusals have shown."
-    def __init__(self): self.changes = []
+    def __init__(self):
+        self.changes = []
 
     @property
-    def changed(self): return ', '.join(_CHANGES[part] for part in _CHANGES if part in self.changes)
+    def changed(self):
+        return ', '.join(_CHANGES[part] for part in _CHANGES if part in self.changes)
 
     def messages(self, asked): # with the instruction before the first question where there is no system role
-        if 'system' not in self.changes or asked[0]['role'] != 'system': return list(asked)
+        if 'system' not in self.changes or asked[0]['role'] != 'system':
+            return list(asked)
         return [asked[1] | dict(content=f'{asked[0]["content"]}\n\n{asked[1]["content"]}'), *asked[2:]]
 
     def body(self, question:Question, sampling:Sampling) -> dict:
         "What is sent, beside the model's name."
         body = dict(max_tokens=sampling.max_tokens, temperature=sampling.temperature, stop=list(sampling.stop))
-        if 'max_tokens' in self.changes: body['max_completion_tokens'] = body['max_tokens']
+        if 'max_tokens' in self.changes:
+            body['max_completion_tokens'] = body['max_tokens']
         body = {name:value for name, value in body.items() if name not in self.changes and value != []}
-        return body | (dict(prompt=question.asked) if isinstance(question.asked, str) else dict(messages=self.messages(question.asked)))
+        if isinstance(question.asked, str):
+            return body | dict(prompt=question.asked)
+        return body | dict(messages=self.messages(question.asked))
 
     def learn(self, said:Said, body:dict, name:str) -> bool: # name: of the server or model, for the line
         "Whether a refusal shows that the same question should be asked otherwise."
@@ -507,33 +568,50 @@ class Dialect:
             say(told(f'{name}: sending {_CHANGES[part]}', says=said.sentence))
         return bool(part)
 
-def sampling_sent(
+    def ended(self, answer:Answer, stop:tuple[str, ...]) -> Answer:
+        "An answer up to its end, where it went on until it was cut short as no stop texts were sent."
+        ends = [answer.raw.index(s) for s in stop if s in answer.raw]
+        if 'stop' not in self.changes or answer.reason != 'cut short' or not ends:
+            return answer
+        return replace(answer, text=answer.raw[:min(ends)], reason='', raw='')
+
+# %% ../nbs/03_teacher.ipynb #82e41c6a
+def sent_otherwise(
     sampling:Sampling, # That was asked for
-    answers:Iterable[Answer],
-) -> dict: # The settings that were really sent; a list in "changed" when they are not those that were asked for
-    "How answers were drawn."
-    changed = sorted({a.changed for a in answers})
+    answers:Iterable[Answer], # All of a rationale set, or those of a call
+    before:dict={}, # What this function gave for the others
+) -> dict: # changed, sampling_sent, served
+    "How answers were really drawn, for a card: what was changed, the settings sent, other names of the model."
+    answers = list(answers)
+    changed = {a.changed for a in answers} | set(before and (before.get('changed') or ['']))
+    served = {a.served for a in answers if a.served} | set(before.get('served') or ())
     sent = asdict(sampling)
-    for part, gone in (('temperature', None), ('stop', [])):
-        if changed and all(_CHANGES[part] in c for c in changed): sent[part] = gone
-    return sent | (dict(changed=changed) if any(changed) else {})
+    for part, gone in (('temperature', None), ('stop', ())):
+        if changed and all(_CHANGES[part] in c for c in changed):
+            sent[part] = gone
+    return dict(changed=sorted(changed) if any(changed) else [], sampling_sent=sent, served=sorted(served))
 
 # %% ../nbs/03_teacher.ipynb #3c518145
 def root_cause(error:BaseException) -> str:
     "What lies at the bottom of a failed connection, such as \"connection refused\"."
     chain = [error]
-    while (below := chain[-1].__cause__ or chain[-1].__context__): chain.append(below)
+    while (below := chain[-1].__cause__ or chain[-1].__context__):
+        chain.append(below)
     for e in reversed(chain):
-        if isinstance(e, socket.gaierror): return 'no such host'
-        if isinstance(e, ssl.SSLError): return f'TLS failed: {e.reason or e}'.replace('_', ' ')
-        if isinstance(e, OSError) and e.errno: return os.strerror(e.errno).lower()
+        if isinstance(e, socket.gaierror):
+            return 'no such host'
+        if isinstance(e, ssl.SSLError):
+            return f'TLS failed: {e.reason or e}'.replace('_', ' ')
+        if isinstance(e, OSError) and e.errno:
+            return os.strerror(e.errno).lower()
     told = [' '.join(str(e).split())[:200] for e in chain if not isinstance(e, RuntimeError)]
     return next(filter(None, reversed(told)), type(error).__name__)
 
 def proxy_variable(url:str) -> str: # Empty when none is in the way
     "The variable of the environment that sends requests to an address through a proxy."
     parts = urlsplit(url)
-    if proxy_bypass_environment(parts.hostname or ''): return ''
+    if proxy_bypass_environment(parts.hostname or ''):
+        return ''
     used = next((f'{scheme}_proxy' for scheme in (parts.scheme, 'all') if scheme in getproxies_environment()), '')
     return used if os.environ.get(used) else used.upper()
 
@@ -541,10 +619,14 @@ def proxy_hint(url:str) -> str: # Empty without a proxy
     "What would take requests to an address past the proxy."
     name, host = proxy_variable(url), urlsplit(url).hostname
     local = host == 'localhost' or host.startswith(('127.', '::1'))
-    return f'it went through the proxy of ${name}: set NO_PROXY={"127.0.0.1,localhost" if local else host} to go past it' if name else ''
+    past = '127.0.0.1,localhost' if local else host
+    return f'it went through the proxy of ${name}: set NO_PROXY={past} to go past it' if name else ''
 
 # %% ../nbs/03_teacher.ipynb #fb940ba2
-_WRONG_CALL = {'key': '{} does not let us in (status {})', 'address': '{} does not answer as a model server does (status {})', 'model': '{} has no such model (status {})'}
+_WRONG_CALL = {
+    'key': '{} does not let us in (status {})',
+    'address': '{} does not answer as a model server does (status {})',
+    'model': '{} has no such model (status {})'}
 
 class Failures:
     "What a server's failures mean."
@@ -554,20 +636,26 @@ class Failures:
     def of_status(self, status:int, headers:dict, raw:bytes, body:dict) -> Exception: # body: what was sent
         "The exception for a status other than 200."
         said, after = self._said(raw), retry_after(headers.get('retry-after'))
-        if status in (200, 400, 422, 500) and self.dialect.learn(said, body, self.endpoint): return AskOtherwise()
+        if status in (200, 400, 422, 500) and self.dialect.learn(said, body, self.endpoint):
+            return AskOtherwise()
         kind, after = kind_of(status, said), soon(said.sentence) if after is None else after
         hint, shown = self._hint(kind, said), self._clean(raw)
-        if kind in _WRONG_CALL: return UsageError(told(_WRONG_CALL[kind].format(self.endpoint, status), hint, said.sentence))
-        if kind == 'quota' and after is None: return Refused(f'quota used up: status {status}', shown, said.sentence, hint)
-        if status == 200: return TryAgain('an error inside a 200', after, shown, said.sentence, hint)
-        if status in (408, 409, 425, 429) or status >= 500: return TryAgain(f'status {status}', after, shown, said.sentence, hint)
+        if kind in _WRONG_CALL:
+            return UsageError(told(_WRONG_CALL[kind].format(self.endpoint, status), hint, said.sentence))
+        if kind == 'quota' and after is None:
+            return Refused(f'quota used up: status {status}', shown, said.sentence, hint)
+        if status == 200:
+            return TryAgain('an error inside a 200', after, shown, said.sentence, hint)
+        if status in (408, 409, 425, 429) or status >= 500:
+            return TryAgain(f'status {status}', after, shown, said.sentence, hint)
         return Refused(f'request refused ({status})', shown, said.sentence, hint, kind in ('filter', 'context'))
 
     def of_reply(self, error:TryAgain, raw:bytes, body:dict) -> Exception: # error: from `read_reply`
         "The exception for a reply with status 200 that is no answer; an error in it may have a status of its own."
         said = self._said(raw)
         own = [int(code) for code in said.code.split() if re.fullmatch('[45][0-9][0-9]', code)]
-        if error.reason == 'an error inside a 200': return self.of_status(own[0] if own else 200, {}, raw, body)
+        if error.reason == 'an error inside a 200':
+            return self.of_status(own[0] if own else 200, {}, raw, body)
         return TryAgain(error.reason, raw=self._clean(raw), says=said.sentence, hint=self._hint('address', said))
 
     def of_connection(self, error:Exception, lost:bool) -> TryAgain: # lost: there was one
@@ -575,12 +663,15 @@ class Failures:
         cause, where = without_secret(root_cause(error), self.secret), urlsplit(self.endpoint).netloc
         hint = 'is it http:// or https://?' if lost or 'TLS' in cause else f'is a server running at {where}?'
         hint = proxy_hint(self.endpoint) or hint
-        return TryAgain(f'connection lost ({cause})' if lost else f'no connection ({cause})', raw=told(cause, hint), hint=hint)
+        what = 'connection lost' if lost else 'no connection'
+        return TryAgain(f'{what} ({cause})', raw=told(cause, hint), hint=hint)
 
     def of_time(self, error:Exception) -> TryAgain:
         "The exception for an answer that took too long, or a connection."
-        if type(error.__cause__).__name__ == 'ConnectTimeout': return self.of_connection(TimeoutError('timed out'), lost=False)
-        hint = proxy_hint(self.endpoint) or f'nothing came within {self.timeout:g} s: raise --timeout or lower --concurrency'
+        if type(error.__cause__).__name__ == 'ConnectTimeout':
+            return self.of_connection(TimeoutError('timed out'), lost=False)
+        slow = f'nothing came within {self.timeout:g} s: raise --timeout or lower --concurrency'
+        hint = proxy_hint(self.endpoint) or slow
         return TryAgain('timed out', raw=hint, hint=hint)
 
     def _said(self, raw):
@@ -588,9 +679,11 @@ class Failures:
         return replace(said, sentence=without_secret(said.sentence, self.secret))
 
     def _hint(self, kind, said): # what is no JSON may come from a proxy
-        return ('' if said.is_json else proxy_hint(self.endpoint)) or hint_for(kind, self.endpoint, self.model, bool(self.secret))
+        between = '' if said.is_json else proxy_hint(self.endpoint)
+        return between or hint_for(kind, self.endpoint, self.model, bool(self.secret))
 
-    def _clean(self, raw): return without_secret(' '.join(raw[:2000].decode('utf-8', 'replace').split()), self.secret)[:300]
+    def _clean(self, raw):
+        return without_secret(' '.join(raw[:2000].decode('utf-8', 'replace').split()), self.secret)[:300]
 
 # %% ../nbs/03_teacher.ipynb #53841a4a
 def _pickled(folder): # names of the weights of which reading can run code
@@ -644,47 +737,66 @@ def _not_loaded(error, what, cached): # in words of our own where the weights on
 
 # %% ../nbs/03_teacher.ipynb #6c37ec27
 class Server:
-    "A model behind an OpenAI-compatible server; the key comes from `$OPENAI_API_KEY`, and none is needed for a server without."
+    "A model behind an OpenAI-compatible server; a key, where one is needed, comes from `$OPENAI_API_KEY`."
     def __init__(self,
         base_url:str, # Such as "http://localhost:8000/v1"
         model:str,
         timeout:float=300, # Seconds for one answer
         served_model:str='', # Another name under which the model may answer; see `same_model`
     ):
-        try: import openai
-        except ImportError: raise UsageError('a teacher on a server needs the openai package: pip install "dsbs[llm]"') from None
+        try:
+            import openai
+        except ImportError:
+            raise UsageError('a teacher on a server needs the openai package: pip install "dsbs[llm]"') from None
         parts = urlsplit(base_url)
-        if parts.scheme not in ('http', 'https') or not parts.hostname: raise UsageError(f'--base-url {base_url.split("@")[-1]!r}: should be an address such as http://localhost:8000/v1')
-        self.endpoint = urlunsplit(parts._replace(netloc=parts.netloc.rpartition('@')[2], query='', fragment='')).rstrip('/')
-        if self.endpoint.endswith('/completions'): raise UsageError(f'--base-url {self.endpoint}: ends with a route; did you mean {likely_address(self.endpoint)}?')
+        if parts.scheme not in ('http', 'https') or not parts.hostname:
+            shown = base_url.split('@')[-1]
+            raise UsageError(f'--base-url {shown!r}: should be an address such as http://localhost:8000/v1')
+        query, parts = dict(parse_qsl(parts.query)), parts._replace(query='', fragment='')
+        self.endpoint = urlunsplit(parts._replace(netloc=parts.netloc.rpartition('@')[2])).rstrip('/')
+        if self.endpoint.endswith('/completions'):
+            meant = likely_address(self.endpoint)
+            raise UsageError(f'--base-url {self.endpoint}: ends with a route; did you mean {meant}?')
         self.model, self.served_model, self.openai, self.dialect = model, served_model, openai, Dialect()
         self.secret = os.environ.get('OPENAI_API_KEY', '').strip()
-        if re.search('[^!-~]', self.secret): raise UsageError('$OPENAI_API_KEY holds what no key holds: white space, or a character beyond ASCII')
+        if re.search('[^!-~]', self.secret):
+            raise UsageError('$OPENAI_API_KEY holds what no key holds: white space, or a character beyond ASCII')
         self.failures = Failures(self.endpoint, model, self.secret, self.dialect, timeout)
-        self.settings = dict(base_url=urlunsplit(parts._replace(query='', fragment='')), default_query=dict(parse_qsl(parts.query)), api_key=self.secret or 'none',
+        self.settings = dict(base_url=urlunsplit(parts), default_query=query, api_key=self.secret or 'none',
                              max_retries=0, timeout=openai.Timeout(timeout, connect=min(30, timeout)))
-        try: self.client = openai.AsyncOpenAI(**self.settings)
-        except (ImportError, ValueError) as e: raise UsageError(told(f'no request can be sent ({str(e)[:200]})', proxy_hint(self.endpoint))) from None
+        try:
+            self.client = openai.AsyncOpenAI(**self.settings)
+        except (ImportError, ValueError) as e:
+            raise UsageError(told(f'no request can be sent ({str(e)[:200]})', proxy_hint(self.endpoint))) from None
 
     async def close(self):
-        if self.client: await self.client.close()
+        if self.client:
+            await self.client.close()
         self.client = None
 
     async def ask(self, question:Question, sampling:Sampling) -> Answer:
         body, changed = self.dialect.body(question, sampling), self.dialect.changed
         self.client = self.client or self.openai.AsyncOpenAI(**self.settings)
-        at, empty = (self.client.chat.completions, dict(messages=[])) if 'messages' in body else (self.client.completions, dict(prompt=''))
-        try: got = await at.with_raw_response.create(model=self.model, **empty, extra_body=body)
-        except self.openai.APIStatusError as e: raise self.failures.of_status(e.status_code, e.response.headers, e.response.content, body) from None
-        except self.openai.APITimeoutError as e: raise self.failures.of_time(e) from None
+        at, empty = self.client.completions, dict(prompt='')
+        if 'messages' in body:
+            at, empty = self.client.chat.completions, dict(messages=[])
+        try:
+            got = await at.with_raw_response.create(model=self.model, **empty, extra_body=body)
+        except self.openai.APIStatusError as e:
+            raise self.failures.of_status(e.status_code, e.response.headers, e.response.content, body) from None
+        except self.openai.APITimeoutError as e:
+            raise self.failures.of_time(e) from None
         except self.openai.APIConnectionError as e:
             lost = type(e.__cause__).__name__ in ('RemoteProtocolError', 'ReadError', 'WriteError')
             raise self.failures.of_connection(e, lost) from None
-        except (self.openai.OpenAIError, ValueError, UnicodeError) as e: raise TryAgain(f'broken reply ({type(e).__name__})') from None
-        try: answer = read_reply(got.content, self.model)
-        except TryAgain as e: raise self.failures.of_reply(e, got.content, body) from None
+        except (self.openai.OpenAIError, ValueError, UnicodeError) as e:
+            raise TryAgain(f'broken reply ({type(e).__name__})') from None
+        try:
+            answer = read_reply(got.content, self.model)
+        except TryAgain as e:
+            raise self.failures.of_reply(e, got.content, body) from None
         clean = {name:without_secret(getattr(answer, name), self.secret) for name in ('text', 'raw', 'served')}
-        return replace(answer, **clean, changed=changed)
+        return self.dialect.ended(replace(answer, **clean, changed=changed), sampling.stop)
 
 # %% ../nbs/03_teacher.ipynb #0cfdfdc7
 class LocalModel:
@@ -694,35 +806,50 @@ class LocalModel:
         import torch
         from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
         def load(where, **known):
-            kind = AutoModelForSeq2SeqLM if AutoConfig.from_pretrained(where, **known).is_encoder_decoder else AutoModelForCausalLM
-            return AutoTokenizer.from_pretrained(where, **known), kind.from_pretrained(where, use_safetensors=True, dtype='auto', **known)
+            both = AutoConfig.from_pretrained(where, **known).is_encoder_decoder
+            kind = AutoModelForSeq2SeqLM if both else AutoModelForCausalLM
+            model = kind.from_pretrained(where, use_safetensors=True, dtype='auto', **known)
+            return AutoTokenizer.from_pretrained(where, **known), model
         self.tokenizer, llm = cached_first(load, name, f'model {name!r}')
         self.llm = llm.to('cuda' if torch.cuda.is_available() else 'cpu').eval()
         self.model, self.dialect = str(name), Dialect()
 
-    async def ask(self, question:Question, sampling:Sampling) -> Answer: return await asyncio.to_thread(self._ask, question, sampling)
+    async def ask(self, question:Question, sampling:Sampling) -> Answer:
+        return await asyncio.to_thread(self._ask, question, sampling)
 
     def _text(self, asked): # as the chat template has it
         from jinja2 import TemplateError
-        if isinstance(asked, str): return asked
-        if not self.tokenizer.chat_template: raise UsageError(f'{self.model!r} has no chat template: ask it with --form completion')
+        if isinstance(asked, str):
+            return asked
+        if not self.tokenizer.chat_template:
+            raise UsageError(f'{self.model!r} has no chat template: ask it with --form completion')
         messages = self.dialect.messages(asked)
-        try: return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        try:
+            return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         except TemplateError as e:
-            if self.dialect.learn(Said(' '.join(str(e).split())[:300]), dict(messages=messages), self.model): return self._text(asked)
-            raise UsageError(f'{self.model!r}: its chat template refuses the messages ({" ".join(str(e).split())[:200]}): ask it with --form completion') from None
+            why = ' '.join(str(e).split())[:300]
+            if self.dialect.learn(Said(why), dict(messages=messages), self.model):
+                return self._text(asked)
+            own = f'{self.model!r}: its chat template refuses the messages ({why})'
+            raise UsageError(f'{own}: ask it with --form completion') from None
 
     def _ask(self, question, sampling):
         import torch
         inputs = self.tokenizer(self._text(question.asked), return_tensors='pt').to(self.llm.device)
         torch.manual_seed(question.sample)
-        drawn = dict(do_sample=True, temperature=sampling.temperature) if sampling.temperature else dict(do_sample=False)
+        heat = sampling.temperature
+        drawn = dict(do_sample=True, temperature=heat) if heat else dict(do_sample=False)
         before = 0 if self.llm.config.is_encoder_decoder else inputs.input_ids.shape[1]
-        def stopped(ids, scores, **_): return torch.tensor([any(s in self.tokenizer.decode(ids[0][before:]) for s in sampling.stop)], device=ids.device)
-        with torch.inference_mode(): made = self.llm.generate(**inputs, **drawn, stopping_criteria=[stopped], max_new_tokens=sampling.max_tokens)[0][before:]
+        def stopped(ids, scores, **_):
+            text = self.tokenizer.decode(ids[0][before:])
+            return torch.tensor([any(s in text for s in sampling.stop)], device=ids.device)
+        with torch.inference_mode():
+            made = self.llm.generate(**inputs, **drawn, stopping_criteria=[stopped], max_new_tokens=sampling.max_tokens)
+        made = made[0][before:]
         said = self.tokenizer.decode(made, skip_special_tokens=True)
         known = dict(prompt_tokens=inputs.input_ids.shape[1], completion_tokens=len(made), changed=self.dialect.changed)
-        if not said.strip(): return Answer(reason='empty', **known)
+        if not said.strip():
+            return Answer(reason='empty', **known)
         cut = len(made) >= sampling.max_tokens and not any(s in said for s in sampling.stop)
         return Answer(reason='cut short', raw=said, **known) if cut else Answer(said, **known)
 
@@ -735,7 +862,9 @@ class Failing:
         self.few = min(FEW, rows)
         self.clear()
 
-    def clear(self): self.given_up, self.requests = [], 0 # (id of the row, `NoAnswer`); all that failed, those that will be asked again included
+    def clear(self):
+        self.given_up = [] # (id of the row, `NoAnswer`)
+        self.requests = 0 # that failed, for questions that are asked again as well
 
     def alike(self) -> set: # Ids
         "The rows that failed as the last one did."
@@ -743,8 +872,10 @@ class Failing:
 
     def hopeless(self, answered:bool) -> bool: # answered: something was, in this call or before
         "Whether the next question would fail as well."
-        if answered and self.given_up[-1][1].of_row: return False
-        if len({row for row, _ in self.given_up}) >= MANY: return True
+        if answered and self.given_up[-1][1].of_row:
+            return False
+        if len({row for row, _ in self.given_up}) >= MANY:
+            return True
         return len(self.alike()) >= self.few and (not answered or self.requests >= MANY)
 
 # %% ../nbs/03_teacher.ipynb #017e1246
@@ -759,8 +890,10 @@ class Asked:
 
 class Clock:
     "Time, as a test may replace it."
-    def time(self): return time.monotonic()
-    async def sleep(self, seconds): await asyncio.sleep(seconds)
+    def time(self):
+        return time.monotonic()
+    async def sleep(self, seconds):
+        await asyncio.sleep(seconds)
 
 def ask_all(
     questions:Sequence[Question],
@@ -774,42 +907,61 @@ def ask_all(
     clock:Clock=Clock(),
     whatever:bool=False, # Ask on when the first replies are paid for and of no use, such as cut short
 ) -> Asked:
-    "Ask what was not answered before; every answer is stored as it comes. Raises `UsageError` or `WorkFailed` when nothing was answered and nothing will be."
+    """Ask what was not answered before; every answer is stored as it comes.
+
+    Raises `UsageError` or `WorkFailed` when nothing was answered and nothing would be."""
     work = _Asking(backend, store, sampling, concurrency, budget, tries, progress, clock, whatever).all(questions)
-    try: asyncio.get_running_loop()
-    except RuntimeError: return asyncio.run(work)
-    with ThreadPoolExecutor(1) as beside: return beside.submit(asyncio.run, work).result() # a notebook has a loop of its own
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    with ThreadPoolExecutor(1) as beside:
+        return beside.submit(asyncio.run, work).result() # a notebook has a loop of its own
 
 # %% ../nbs/03_teacher.ipynb #f114ae44
 class _State: # of one call of `ask_all`
     def __init__(self, backend, store, sampling, concurrency, budget, tries, progress, clock, whatever):
-        self.backend, self.store, self.sampling, self.budget, self.tries, self.progress, self.clock = backend, store, sampling, budget, tries, progress, clock
-        self.most, self.limit, self.reserved, self.result, self.whatever = concurrency, float(concurrency), 0, Asked({}), whatever
+        self.backend, self.store, self.sampling, self.progress, self.clock = backend, store, sampling, progress, clock
+        self.budget, self.tries, self.whatever = budget, tries, whatever
+        self.most, self.limit = concurrency, float(concurrency) # places at most, and now
+        self.reserved, self.result = 0, Asked({})
         self.waiting = {} # key -> whoever asks the same
-        self.ready, self.later, self.under_way = deque(), [], {} # (question, attempt); a heap of (when, number, question, attempt); task -> (question, attempt)
-        self.answered, self.paid = False, False # whether anything of use was answered, in this call or before; whether anything was paid
-        self.ended, self.told_busy = None, False # the exception for which no more is sent
+        self.ready = deque() # (question, attempt)
+        self.later = [] # a heap of (when, number, question, attempt)
+        self.under_way = {} # task -> (question, attempt)
+        self.answered = False # whether anything of use was, in this call or before
+        self.paid = False # whether anything was in this call
+        self.ended = None # the exception for which no more is sent
+        self.told_busy = False
 
-    def _key(self, question): return answer_key(question, self.backend.endpoint, self.backend.model, self.sampling)
-    def _tell(self): self.progress(len(self.result.answers), self.result.sent, self.result.tokens)
+    def _key(self, question):
+        return answer_key(question, self.backend.endpoint, self.backend.model, self.sampling)
+    def _tell(self):
+        self.progress(len(self.result.answers), self.result.sent, self.result.tokens)
     def _most_tokens(self, question):
-        texts = [question.asked] if isinstance(question.asked, str) else [f'{m["role"]}{m["content"]}' for m in question.asked]
+        asked = question.asked
+        texts = [asked] if isinstance(asked, str) else [f'{m["role"]}{m["content"]}' for m in asked]
         return sum(len(t.encode())+16 for t in texts) + self.sampling.max_tokens
 
 # %% ../nbs/03_teacher.ipynb #33da1c29
 class _GivingUp(_State):
     def _failed(self): # one more request
         self.failing.requests += 1
-        if self.failing.requests >= FEW: self.sure = False
+        if self.failing.requests >= FEW:
+            self.sure = False
 
     def _tries(self, error): # for one question
-        if error.busy: return 2*self.tries
-        if self.answered: return self.tries
+        if error.busy:
+            return 2*self.tries
+        if self.answered:
+            return self.tries
         return 1 if error.unreachable else 2
 
     def _again(self, question, attempt, error):
-        if error.reason == 'status 429': self.limit = max(1., self.limit/2)
-        if attempt >= self._tries(error): return self._give_up(question, error)
+        if error.reason == 'status 429':
+            self.limit = max(1., self.limit/2)
+        if attempt >= self._tries(error):
+            return self._give_up(question, error)
         self._failed()
         if error.busy and not (self.answered or self.told_busy):
             say(told(f'{self.backend.endpoint} is busy ({error.reason}): waiting for it', error.hint, error.says))
@@ -821,60 +973,118 @@ class _GivingUp(_State):
         self._failed()
         self.failing.given_up.append((question.id, failure))
         self._answer(question, shown or Answer(reason=failure.reason, raw=failure.raw))
-        if not self.answered: self.ready.rotate(-(len(self.ready)//FEW)) # the next one from far away
-        if self.ended or not self.failing.hopeless(self.answered): return
+        if not self.answered:
+            self.ready.rotate(-(len(self.ready)//FEW)) # the next one from far away
+        if self.ended or not self.failing.hopeless(self.answered):
+            return
         rows = len(self.failing.alike())
-        how = f'{rows} questions in a row' if self.answered else f'the first {rows} questions' if rows > 1 else 'the first question'
-        self.ended = WorkFailed(told(f'{self.backend.endpoint}: {how} failed alike ({failure.reason}), so no more were sent', failure.hint, failure.says))
+        how = f'{rows} questions in a row' if self.answered else f'the first {rows} questions'
+        own = f'{self.backend.endpoint}: {how} failed alike ({failure.reason}), so no more were sent'
+        self.ended = WorkFailed(told(own, failure.hint, failure.says))
 
     def _answer(self, question, answer):
-        for asked in self.waiting[self._key(question)]: self.result.answers[asked] = answer
+        for asked in self.waiting[self._key(question)]:
+            self.result.answers[asked] = answer
         self._tell()
 
 # %% ../nbs/03_teacher.ipynb #91f85818
-OF_NO_USE = {'cut short': 'raise --max-tokens', 'empty': 'a model that thinks may need more --max-tokens', 'too long': 'lower --max-tokens'} # paid replies, and what would help
+OF_NO_USE = { # paid replies, and what would help
+    'cut short': 'raise --max-tokens',
+    'empty': 'a model that thinks may need more --max-tokens',
+    'too long': 'lower --max-tokens'}
 
 class _Settling(_GivingUp):
     def _settle(self, tasks, quiet=False): # quiet: at the end, when it is too late to ask again
         for task in tasks:
             question, attempt = self.under_way.pop(task)
             self.reserved -= self._most_tokens(question)
-            if task.cancelled(): continue
+            if task.cancelled():
+                continue
             error = task.exception()
-            if error is None: self._keep(question, task.result())
-            elif quiet: continue
-            elif isinstance(error, AskOtherwise): self.ready.appendleft((question, attempt))
-            elif isinstance(error, TryAgain): self._again(question, attempt, error)
-            elif isinstance(error, Refused): self._give_up(question, error)
-            elif isinstance(error, UsageError): self.ended = self.ended or error
-            else: raise error
+            if error is None:
+                self._keep(question, task.result())
+            elif quiet:
+                continue
+            elif isinstance(error, AskOtherwise):
+                self.ready.appendleft((question, attempt))
+            elif isinstance(error, TryAgain):
+                self._again(question, attempt, error)
+            elif isinstance(error, Refused):
+                self._give_up(question, error)
+            elif isinstance(error, UsageError):
+                self.ended = self.ended or error
+            else:
+                raise error
 
     def _judged(self, answer): # with a reason where another model answered
         accepted = [self.backend.model, *filter(None, [getattr(self.backend, 'served_model', '')])]
-        if not answer.served or any(same_model(name, answer.served) for name in accepted): return answer
-        return replace(answer, text='', reason='wrong model', raw=f'{answer.served!r} answered: --served-model {answer.served} would take it')
+        if not answer.served or any(same_model(name, answer.served) for name in accepted):
+            return answer
+        raw = f'{answer.served!r} answered: --served-model {answer.served} would take it'
+        return replace(answer, text='', reason='wrong model', raw=raw)
 
     def _other_model(self, served):
         own = f'{self.backend.endpoint}: {served!r} answered when {self.backend.model!r} was asked for'
-        self.ended = UsageError(f'{own}: if it is the same model, add --served-model {served} (what was paid is kept and then used); if not, name the model as the server does')
+        accept = f'add --served-model {served} if it is the same model (what was paid is kept, and then used)'
+        self.ended = UsageError(f'{own}: {accept}, or name the model as the server does')
 
     def _keep(self, question, answer): # what was paid
-        request = dict(endpoint=self.backend.endpoint, model=self.backend.model, question=vars(question), sampling=vars(self.sampling))
+        request = dict(endpoint=self.backend.endpoint, model=self.backend.model)
+        request |= dict(question=vars(question), sampling=vars(self.sampling))
         self.store.put(self._key(question), request, answer)
         self.result.tokens += answer.prompt_tokens+answer.completion_tokens or self._most_tokens(question)
         self.limit = min(self.most, self.limit+1/self.limit)
         shown = self._judged(answer)
-        if shown.reason == 'wrong model' and not self.answered: self._other_model(shown.served)
-        else: self.paid = True
+        if shown.reason == 'wrong model' and not self.answered:
+            self._other_model(shown.served)
+        else:
+            self.paid = True
         if shown.reason == 'wrong model' or (shown.reason in OF_NO_USE and not self.whatever):
-            self._give_up(question, Refused(shown.reason, hint=OF_NO_USE.get(shown.reason, ''), of_row=shown.reason in OF_NO_USE), shown)
+            hint = OF_NO_USE.get(shown.reason, '')
+            self._give_up(question, Refused(shown.reason, hint=hint, of_row=bool(hint)), shown)
         else:
             self.sure = self.answered = True
             self.failing.clear()
             self._answer(question, shown)
 
 # %% ../nbs/03_teacher.ipynb #c103a5d5
-class _Asking(_Settling):
+class _Sending(_Settling):
+    async def _send(self):
+        while self.later and self.later[0][0] <= self.clock.time():
+            self.ready.appendleft(heapq.heappop(self.later)[2:])
+        while self.ready and not self.ended and self._may_send(self.ready[0][1]):
+            need = self._most_tokens(self.ready[0][0])
+            if self.budget is not None and self.result.tokens+self.reserved+need > self.budget:
+                if not self.under_way:
+                    self.result.stopped = 'budget'
+                return
+            question, attempt = self.ready.popleft()
+            self.reserved += need
+            self.result.sent += 1
+            self.under_way[asyncio.ensure_future(self.backend.ask(question, self.sampling))] = question, attempt
+            for _ in range(10):
+                await asyncio.sleep(0) # turns of the loop: about as many as it takes to go out
+
+    def _may_send(self, attempt): # of an unsure server only few questions are open at a time
+        if self.sure:
+            return len(self.under_way) < int(self.limit)
+        few = len(self.later)+len(self.failing.given_up) < FEW or not self.later
+        return not self.under_way and (attempt > 1 or few)
+
+    async def _wait(self): # until an answer is there, or the time of a waiting question has come
+        pause = []
+        if self.later:
+            wait = max(0., self.later[0][0]-self.clock.time())
+            pause.append(asyncio.ensure_future(self.clock.sleep(wait)))
+        done, _ = await asyncio.wait([*self.under_way, *pause], return_when=asyncio.FIRST_COMPLETED)
+        for p in pause:
+            p.cancel()
+        for task in done-set(pause):
+            self._settle([task])
+            await self._send()
+
+# %% ../nbs/03_teacher.ipynb #77a43fbc
+class _Asking(_Sending):
     async def all(self, questions):
         self.failing = Failing(len({q.id for q in questions}))
         self.sure = self.store.knows(self.backend.endpoint, self.backend.model) # that the server answers
@@ -883,14 +1093,20 @@ class _Asking(_Settling):
         try:
             while not self.ended and (self.ready or self.later or self.under_way):
                 await self._send()
-                if not self.under_way and self.result.stopped: break
+                if not self.under_way and self.result.stopped:
+                    break
                 await self._wait()
         finally: # what is under way is paid for: keep what still comes
-            if self.under_way: say(f'waiting for {len(self.under_way)} answers that are under way')
-            if self.under_way: self._settle((await asyncio.wait(self.under_way))[0], quiet=True)
-            if hasattr(self.backend, 'close'): await self.backend.close()
-        if self.ended and not self.paid: raise self.ended
-        if self.ended: self.result.stopped, self.result.why = 'failing', str(self.ended)
+            if self.under_way:
+                say(f'waiting for {len(self.under_way)} answers that are under way')
+            if self.under_way:
+                self._settle((await asyncio.wait(self.under_way))[0], quiet=True)
+            if hasattr(self.backend, 'close'):
+                await self.backend.close()
+        if self.ended and not self.paid:
+            raise self.ended
+        if self.ended:
+            self.result.stopped, self.result.why = 'failing', str(self.ended)
         return self.result
 
     def _line_up(self, questions): # those that were answered before are done
@@ -898,33 +1114,11 @@ class _Asking(_Settling):
             key = self._key(q)
             if (known := self.store.get(key)):
                 shown = self.result.answers[q.id, q.sample] = self._judged(known)
-                self.paid |= shown.reason != 'wrong model'
                 self.answered |= shown.reason not in (*OF_NO_USE, 'wrong model')
                 continue
-            if key not in self.waiting: self.ready.append((q, 1))
+            if key not in self.waiting:
+                self.ready.append((q, 1))
             self.waiting.setdefault(key, []).append((q.id, q.sample))
         named = [a.served for a in self.result.answers.values() if a.reason == 'wrong model']
-        if named and not self.answered: self._other_model(named[0])
-
-    async def _send(self):
-        while self.later and self.later[0][0] <= self.clock.time(): self.ready.appendleft(heapq.heappop(self.later)[2:])
-        while self.ready and not self.ended and self._may_send(self.ready[0][1]):
-            need = self._most_tokens(self.ready[0][0])
-            if self.budget is not None and self.result.tokens+self.reserved+need > self.budget:
-                if not self.under_way: self.result.stopped = 'budget'
-                return
-            question, attempt = self.ready.popleft()
-            self.reserved += need; self.result.sent += 1
-            self.under_way[asyncio.ensure_future(self.backend.ask(question, self.sampling))] = question, attempt
-            for _ in range(10): await asyncio.sleep(0) # turns of the loop: about as many as it takes to go out
-
-    def _may_send(self, attempt): # of an unsure server only few questions are open at a time
-        if self.sure: return len(self.under_way) < int(self.limit)
-        few = len(self.later)+len(self.failing.given_up) < FEW or not self.later
-        return not self.under_way and (attempt > 1 or few)
-
-    async def _wait(self): # until an answer is there, or the time of a waiting question has come
-        pause = [asyncio.ensure_future(self.clock.sleep(max(0., self.later[0][0]-self.clock.time())))] if self.later else []
-        done, _ = await asyncio.wait([*self.under_way, *pause], return_when=asyncio.FIRST_COMPLETED)
-        for p in pause: p.cancel()
-        for task in done-set(pause): self._settle([task]); await self._send()
+        if named and not self.answered:
+            self._other_model(named[0])

@@ -61,7 +61,7 @@ def test_a_revision_stays_in_the_hubs_cache(revision):
 def test_a_rationale_set_by_default_is_one_models_alone(name, main, tmp_path, monkeypatch):
     import dsbs.extraction, dsbs.teacher
     outs = []
-    monkeypatch.setattr(dsbs.teacher, 'Server', lambda url, model, *more: model)
+    monkeypatch.setattr(dsbs.teacher, 'Server', lambda url, model, timeout: model)
     def asked(task, split, backend, prompt, store, out, *more, **others): outs.append(out); raise KeyboardInterrupt
     monkeypatch.setattr(dsbs.extraction, 'extract_live', asked)
     for model in (name, name.upper(), name+'-b'): main('extract', 'same_kind', '--base-url', 'http://localhost:9/v1', f'--model={model}')

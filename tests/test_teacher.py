@@ -387,7 +387,8 @@ def picky(asked):
 
 def no_stop(asked):
     if 'stop' in asked: return 422, '', b'{"detail":[{"type":"extra_forbidden","loc":["body","stop"],"msg":"Extra inputs are not permitted"}]}'
-    return 200, '', json.dumps(dict(model='m', choices=[dict(text=' Because. So the answer is yes.', finish_reason='stop')])).encode()
+    goes_on = ' Because. So the answer is yes.\n\nQ: And more?\nA: Hm'
+    return 200, '', json.dumps(dict(model='m', choices=[dict(text=goes_on, finish_reason='length')])).encode()
 
 
 @pytest.mark.parametrize('reply, options, changed', [
@@ -399,8 +400,8 @@ def test_a_model_is_asked_as_it_wants_to_be(extract, reply, options, changed):
     assert (first[0], first[1]['kept'], first[3], again[0], again[3]) == (0, 20, 20+len(changed), 0, 0)
     assert first[2].count('\n') == len(changed)-1 and all(c in first[2] for c in changed), first[2]
     for card in (first[4], again[4]):
-        assert all(c in card['sampling']['changed'][0] for c in changed)
-        assert (card['sampling']['temperature'] is None) == ('no temperature' in changed)
+        assert all(c in card['changed'][0] for c in changed)
+        assert (card['sampling_sent']['temperature'] is None) == ('no temperature' in changed)
 
 
 def test_a_temperature_out_of_range_is_not_left_out(extract):
@@ -527,7 +528,7 @@ def test_a_local_model_without_a_system_role(main, tiny_llm, tmp_path):
     call = ['extract', 'same_kind', '--local', '--model', tmp_path/'llm', '--limit', '2', '--max-tokens', '4', '--max-failed', '1', '--out', tmp_path/'set']
     status, out, err = main(*call)
     card = json.loads((tmp_path/'set'/'train.card.json').read_text())
-    assert status == 0 and 'System role not supported' in err and 'the instruction before the first question' in card['sampling']['changed'][0]
+    assert status == 0 and 'System role not supported' in err and 'the instruction before the first question' in card['changed'][0]
     for path in (tmp_path/'llm').glob('*.jinja'): path.write_text("{{ raise_exception('no chat here') }}")
     status, out, err = main(*call, '--split', 'validation')
     assert status == 2 and 'no chat here' in err and '--form completion' in err
