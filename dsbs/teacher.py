@@ -363,7 +363,10 @@ def kind_of(
         return 'model' if 'model' in kinds and said.is_json else 'address'
     if status in (400, 422):
         kinds = [k for k in kinds if k != 'address' or not said.is_json]
-    if status not in (200, 400, 422, 429):
+    if status == 429:
+        rate = re.search(r'rate.?limit|per.?(min|sec|hour|day)|too many', said.sentence.lower())
+        return 'quota' if 'quota' in kinds and not rate else ''
+    if status not in (200, 400, 422):
         return ''
     return kinds[0] if kinds else ''
 
