@@ -10,10 +10,12 @@ from transformers import T5ForConditionalGeneration
 from dsbs import checkpoints, runs, training
 from dsbs.checkpoints import CheckpointError, load_checkpoint, save_checkpoint
 from dsbs.multitask import StepByStep, Tokenised
+from dsbs.records import DRIFT, is_near
 from dsbs.runs import same_numbers, train_run, train_runs
 from dsbs.specs import RunSpec, TrainingConfig, run_key
 from dsbs.student import scratch_config
 from dsbs.training import Interrupted, Trainee, TrainingResult, fit
+from nearly import nearly_the_same
 
 pytestmark = pytest.mark.numeric
 
@@ -30,6 +32,11 @@ class Trained:
     def __eq__(self, other):
         said = [{name:value for name, value in vars(t.result).items() if name not in ('seconds', 'resumed')} for t in (self, other)]
         return torch.equal(self.best, other.best) and torch.equal(self.last, other.last) and said[0] == said[1]
+
+
+    def is_near(self, other):
+        losses = [[h['loss'] for h in t.result.history] for t in (self, other)]
+        return all(is_near(a, b, DRIFT) for a, b in zip(*losses, strict=True)) and self.result.stopped == other.result.stopped
 
 
 def flat(t5): return torch.cat([p.detach().flatten() for p in t5.parameters()])
@@ -273,7 +280,11 @@ def test_students_of_a_stack_are_gone_on_with_together_and_alone(tmp_path):
         with pytest.raises(Interrupted): train(tmp_path/str(stop_at), **how, seeds=(0, 1, 2), stop_at=stop_at)
         for i, seeds in enumerate(groups):
             again = train(shutil.copytree(tmp_path/str(stop_at), tmp_path/f'{stop_at} {i}'), **how, seeds=seeds)
-            for seed, one in zip(seeds, again if len(seeds) > 1 else [again]): assert one == whole[seed] and at_steps(one) == [2 if seed == 1 else stop_at]
+            as_saved = seeds == groups[0]
+            for seed, one in zip(seeds, again if len(seeds) > 1 else [again]):
+                resumed, = one.result.resumed or [dict(step=2, exact=True)] # the second had ended
+                assert resumed['step'] == (2 if seed == 1 else stop_at) and (resumed['exact'] == as_saved or seed == 1 and stop_at == 5)
+                assert one == whole[seed] if as_saved else one.is_near(whole[seed]), (seed, seeds)
     with pytest.raises(ValueError, match=r'different steps cannot train side by side: \[2, 5\]'): train(tmp_path/'5', **how, seeds=(0, 1))
 
 
@@ -284,7 +295,8 @@ def test_runs_at_different_steps_and_of_other_keys(tmp_path, capsys):
     with pytest.raises(Interrupted): train_runs(specs[1:2], runs_dir=tmp_path, stop=lambda: next(updates) == 2)
     shutil.copytree(tmp_path/run_key(specs[1]), tmp_path/run_key(specs[2])) # another run's
     records = [r for r, *_ in train_runs(specs, runs_dir=tmp_path)]
-    assert list(map(same_numbers, records)) == list(map(same_numbers, alone))
+    assert same_numbers(records[1]) == same_numbers(alone[1]), 'alone before and after'
+    assert all(map(nearly_the_same, records, alone)), 'the other two beside each other'
     assert [r['provenance']['resumed'] for r in records] == [[], [dict(step=2, exact=True)], []]
     assert 'belongs to another run' in capsys.readouterr().err
 

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from nearly import nearly_the_same
+
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ['student=scratch-32x1', 'max_steps=20', 'eval_every=10', 'learning_rate=3e-3', 'batch_size=8', 'n_train=64']
 
@@ -131,7 +133,8 @@ def test_killed_grid_goes_on_where_it_stopped(dsbs, tmp_path):
     kept = list(after)[0]; record = json.loads(kept.read_text())
     spec = [f'{k}={v}' for k, v in record['spec'].items() if v is not None and v != '']
     again = json.loads(dsbs('run', *spec, '--json', runs=tmp_path/'fresh')[1])
-    assert same_numbers(again) == same_numbers(record)
+    alone = record['provenance']['students'] == 1
+    assert same_numbers(again) == same_numbers(record) if alone else nearly_the_same(again, record)
 
 
 @pytest.mark.parametrize('task, split, accuracy', [('cqa', 'test', 77.23), ('cqa', 'train', 74.26), ('svamp', 'test', 74.00), ('svamp', 'train', 73.50),
