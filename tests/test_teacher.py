@@ -48,23 +48,22 @@ def test_budget_is_never_passed(tmp_path):
     assert result.stopped == 'budget' and 1300 < result.tokens <= 1500 and sum(stub.served.values())*30 == result.tokens
 
 
-@pytest.fixture
-def far_stub():
-    "The address of a stub that answers after two seconds, in a process of its own."
-    running = subprocess.Popen([sys.executable, str(ROOT/'tests'/'stub_server.py'), '2'], stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True)
-    yield running.stdout.readline().strip()
-    running.stdin.close(); running.wait(10)
+class Crowd:
+    "A teacher that answers only when so many questions are under way at once."
+    endpoint, model = 'nowhere', 'm'
+    def __init__(self, size): self.size, self.barrier = size, None
+
+    async def ask(self, question, sampling):
+        if question.id == 'r0': return Answer('The first, alone.', completion_tokens=1)
+        self.barrier = self.barrier or asyncio.Barrier(self.size)
+        await asyncio.wait_for(self.barrier.wait(), 600)
+        return Answer('Because.', completion_tokens=1)
 
 
-def test_pace(tmp_path, far_stub):
-    "At a fixed latency, throughput is at least 95% of what the concurrency allows (the best of three: other work on the machine is not ours to judge)."
-    store, shares = AnswerStore(tmp_path/'a.sqlite'), []
-    ask_all(questions(1, 'warm'), Server(far_stub, 'm'), store)
-    while len(shares) < 3 and max(shares, default=0) < .95:
-        server, start = Server(far_stub, 'm'), time.perf_counter()
-        assert ask_all(questions(24, f'time {len(shares)}'), server, store, concurrency=8).sent == 24
-        shares.append(24/(time.perf_counter()-start) / (8/2.))
-    assert max(shares) >= .95, shares
+def test_as_many_questions_are_under_way_as_may_be(tmp_path):
+    "Also whenever some have been answered, as long as there are others: fewer would wait here for ever."
+    asked = ask_all(questions(1+24), Crowd(8), AnswerStore(tmp_path/'a.sqlite'), concurrency=8)
+    assert asked.sent == 25 and {a.reason for a in asked.answers.values()} == {''}
 
 
 @pytest.mark.parametrize('status', [401, 200])
@@ -158,12 +157,12 @@ def server(tiny_llm):
     with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
     command = [str(Path(sys.executable).parent/'transformers'), 'serve', str(tiny_llm), '--device', 'cpu', '--port', str(port)]
     running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=os.environ | {'HF_HUB_OFFLINE':'1'})
-    for _ in range(240):
+    for _ in range(2400):
         try: urllib.request.urlopen(f'http://127.0.0.1:{port}/health', timeout=2); break
         except OSError: time.sleep(.5)
         if running.poll() is not None: raise AssertionError(running.stderr.read().decode()[-2000:])
     yield f'http://127.0.0.1:{port}/v1'
-    running.terminate(); running.wait(20)
+    running.terminate(); running.wait(300)
 
 
 def test_a_real_server(dsbs, server, tiny_llm, tmp_path):
@@ -224,7 +223,7 @@ def test_ctrl_c_keeps_what_is_under_way(tmp_path):
                                    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) # a shell's background job ignores it
         while sum(stub.served.values()) < 6 and started.poll() is None: time.sleep(.01)
         time.sleep(.2); started.send_signal(signal.SIGINT)
-        assert started.wait(30) == 1 and 'what is finished is kept' in started.stderr.read()
+        assert started.wait(1800) == 1 and 'what is finished is kept' in started.stderr.read()
         assert subprocess.run(extract_command(stub, tmp_path), cwd=ROOT, env=env, capture_output=True).returncode == 0
     assert set(stub.served.values()) == {1} and len(stub.served) == 60
 
@@ -244,7 +243,7 @@ def test_figure_4_of_a_task_of_ones_own(dsbs, tmp_path):
     class Critic(Stub):
         def _reply(self, fault, asked): return 200, '', completion('A word of praise. So the answer is happy.' if 'pie' in asked['messages'][-1]['content'] else 'A complaint. So the answer is angry.')
     with Critic() as stub: assert dsbs('extract', task, '--base-url', stub.url, '--model', 'm', '--out', tmp_path/'set')[0] == 0
-    status, out, err = dsbs('reproduce', 'fig4', '--preset', 'own', '--task', task, '--teacher', tmp_path/'set', '--reports', tmp_path/'reports', '--json', timeout=900)
+    status, out, err = dsbs('reproduce', 'fig4', '--preset', 'own', '--task', task, '--teacher', tmp_path/'set', '--reports', tmp_path/'reports', '--json', timeout=3600)
     assert status == 0, err
     assert {Path(p).name for p in json.loads(out)['written']} == {'fig4_data_size_human_mood.png', 'fig4_data_size_human_mood.svg', 'own.jsonl', 'fig4_data_size_human.own.ipynb'}
     assert str(tmp_path) not in (tmp_path/'reports'/'own'/'notebooks'/'fig4_data_size_human.own.ipynb').read_text()
