@@ -323,7 +323,8 @@ def test_verify_tells_what_is_wrong(main, tmp_path):
 def test_the_recorded_data_are_the_authors(main, recorded):
     code, out, err = main('data', 'verify', '--data-dir', recorded, '--json')
     states = json.loads(out)['tasks']
-    assert (code, err) == (0, '') and not any(s['changed'] or s['extra'] or s['unchecked'] for s in states.values())
+    assert (code, err) == (0, '') and not any(s['changed'] or s['unchecked'] for s in states.values())
+    assert {n for s in states.values() for n in s['extra']} <= {'asdiv/ASDiv.xml'}, 'what the rows of asdiv are made from may lie beside them'
     assert {t:len(s['right']) for t, s in states.items() if not s['missing']} == dict(cqa=14, svamp=6)
     manifest = Path(recorded)/'MANIFEST.json'
     if not manifest.is_file(): return
