@@ -6,7 +6,7 @@
 __all__ = ['TOLERANCE', 'EARLY', 'DRIFT', 'UsageError', 'WorkFailed', 'one_of', 'project_root', 'data_dir', 'runs_dir',
            'reports_dir', 'file_name', 'replacing', 'write_text', 'canonical_json', 'hash_json', 'hash_file',
            'read_jsonl', 'write_jsonl', 'published', 'provenance', 'now', 'accuracy_tolerance', 'is_near', 'processes',
-           'is_main_process']
+           'process_index', 'is_main_process']
 
 # %% ../nbs/00_records.ipynb #e06a7f78
 import contextlib, hashlib, json, os, platform, re, subprocess, tempfile
@@ -177,6 +177,10 @@ def processes() -> int:
     "How many processes train together."
     return int(os.environ.get('WORLD_SIZE', 1))
 
+def process_index() -> int:
+    "Which of them this one is, from 0."
+    return int(os.environ.get('RANK', 0))
+
 def is_main_process() -> bool:
     "Whether this process is the one that prints and writes."
-    return os.environ.get('RANK', '0') == '0'
+    return process_index() == 0

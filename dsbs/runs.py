@@ -16,7 +16,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from accelerate.state import PartialState
 from accelerate.utils import gather_object
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig
 
@@ -24,7 +23,7 @@ from .checkpoints import load_checkpoint
 from .evaluation import batch_by_length, generate, input_batches, label_accuracy, likeliest_labels, next_token_accuracy, unwritable
 from .extraction import Reading, extract, human_rationales, quality, set_cards, set_name
 from .multitask import ANSWER_MARK, LABEL_START, RATIONALE_START, StepByStep, cut_ids, cut_rows, in_one_shape, lost, make_views, tokenise_once
-from .records import DRIFT, EARLY, TOLERANCE, UsageError, accuracy_tolerance, canonical_json, is_near, is_main_process, now, provenance, published, read_jsonl, reports_dir, runs_dir as find_runs_dir, write_text
+from .records import DRIFT, EARLY, TOLERANCE, UsageError, accuracy_tolerance, canonical_json, is_near, is_main_process, now, process_index, processes, provenance, published, read_jsonl, reports_dir, runs_dir as find_runs_dir, write_text
 from .specs import ADDED, PREFIXES, SCRATCH, RunSpec, in_common, key_of, make_spec, prepare, recipe, run_key, train_size, training_examples
 from .student import SPECIAL, as_text, make_student, quiet, special_pieces
 from .tasks import EMBEDDED, Example, subset
@@ -34,7 +33,7 @@ from .training import SAVE_EVERY, Trainee, fit, instruction_set
 # %% ../nbs/11_runs.ipynb #025e04e2
 def _made_on(spec, device):
     name = torch.cuda.get_device_name(device) if device.type == 'cuda' else 'cpu'
-    return dict(device_name=name, isa=instruction_set(), processes=PartialState().num_processes, prompts=_prompts(spec.teacher))
+    return dict(device_name=name, isa=instruction_set(), processes=processes(), prompts=_prompts(spec.teacher))
 
 def _prompts(folder): # split -> hash of the prompt that a rationale set was asked with
     return {split:card.get('prompt', '') for split, card in set_cards(folder).items()} if folder else {}
@@ -154,8 +153,8 @@ class _Run: # a spec with its data and student
         texts = _texts_lost(whole, asked, spec, tokenizer.unk_token_id)
         _check_cut(spec, whole, texts)
         _say_lost(spec, texts)
-        processes, rank = PartialState().num_processes, PartialState().process_index
-        self.asked = {split:batch_by_length([cut_ids(one, spec.max_input) for one in ids[rank::processes]], tokenizer.pad_token_id) for split, ids in asked.items()}
+        mine = slice(process_index(), None, processes()) # each process asks a part
+        self.asked = {split:batch_by_length([cut_ids(one, spec.max_input) for one in ids[mine]], tokenizer.pad_token_id) for split, ids in asked.items()}
         return cut_rows(whole, spec.max_input, spec.max_target), _lost_metrics(texts) | counts
 
     def special_in(self, examples): # examples and questions in which a special piece stands as text
@@ -166,10 +165,10 @@ class _Run: # a spec with its data and student
         return n
 
     def ask(self, split, work): # what work(batches) gives for each question; every process asks a part
-        processes = PartialState().num_processes
-        said = work(self.asked[split])
-        parts = gather_object([said]) if processes > 1 else [said]
-        return [parts[i % processes][i//processes] for i in range(len(self.data.task[split]))]
+        said, rows = work(self.asked[split]), len(self.data.task[split])
+        parts = gather_object([said]) if processes() > 1 else [said]
+        if sum(map(len, parts)) != rows: raise RuntimeError(f'{split}: {sum(map(len, parts))} answers to {rows} questions')
+        return [parts[i % len(parts)][i//len(parts)] for i in range(rows)]
     def answer(self, split): return self.ask(split, lambda batches: generate(self.t5, self.tokenizer, batches, self.longest_output, dtype=self.spec.dtype))
     def accuracy(self, split, outputs): return label_accuracy(outputs, self.data.task[split][:]['label'], self.data.task.answer, self.spec.method)
     def validate(self): return self.accuracy('validation', self.answer('validation'))

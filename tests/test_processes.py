@@ -83,3 +83,14 @@ def test_what_several_processes_cannot_do(tmp_path, monkeypatch):
     monkeypatch.delenv('WORLD_SIZE')
     process = start(tmp_path, 'ddp', 'accumulation=16')
     assert process.communicate(timeout=1800)[1].count('16 examples cannot be shared by 2 processes in 16 equal micro-batches') and process.returncode != 0
+
+
+def test_the_processes_share_the_questions(monkeypatch):
+    "Known before anything is distributed, and each question is one process's."
+    from dsbs.runs import _Run
+    from dsbs.specs import make_spec
+    monkeypatch.setenv('WORLD_SIZE', '2'); asked = []
+    for rank in '01':
+        monkeypatch.setenv('RANK', rank)
+        asked.append(_Run(make_spec(dict(t.split('=') for t in TINY)), None, None).asked)
+    for split, n in dict(validation=200, test=500).items(): assert [sum(len(b.places) for b in one[split]) for one in asked] == [n/2, n/2]
