@@ -291,11 +291,11 @@ EVERY_ROW = { # status, body, exit status, requests, words
     'moderation':(403, error('Your input was flagged'), 1, 3, ['flagged']),
     'unknown':(400, b'{"message":"Unrecognized request argument","error":"Bad Request"}', 1, 3, ['Unrecognized request argument']),
     'range':(422, b'{"detail":[{"loc":["body","max_tokens"],"msg":"must be at most 100","input":256}]}', 1, 3, ['body.max_tokens: must be at most 100', '--max-tokens']),
-    'broken':(500, error('Internal error'), 1, 7, ['Internal error', 'status 500']),
-    'gateway':(502, b'<html><title>Bad Gateway</title></html>', 1, 7, ['Bad Gateway']),
-    'page':(200, b'<html><title>Sign in</title></html>', 1, 7, ['Sign in', 'OpenAI-compatible']),
-    'error object':(200, b'{"object":"error","message":"bad thing"}', 1, 7, ['bad thing']),
-    'empty':(200, b'', 1, 7, ['not JSON'])}
+    'broken':(500, error('Internal error'), 1, 24, ['Internal error', 'status 500']),
+    'gateway':(502, b'<html><title>Bad Gateway</title></html>', 1, 24, ['Bad Gateway']),
+    'page':(200, b'<html><title>Sign in</title></html>', 1, 24, ['Sign in', 'OpenAI-compatible']),
+    'error object':(200, b'{"object":"error","message":"bad thing"}', 1, 24, ['bad thing']),
+    'empty':(200, b'', 1, 24, ['not JSON'])}
 
 
 @pytest.mark.parametrize('name', EVERY_ROW)
