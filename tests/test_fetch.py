@@ -366,7 +366,7 @@ def offline(tmp_path):
     return call
 
 
-TINY = ('run', '--json', 'task=same_kind', 'method=standard', 'n_train=8', 'max_steps=2', 'batch_size=4', 'eval_every=2', 'max_target=4')
+TINY = ('run', '--json', 'task=same_kind', 'method=standard', 'n_train=8', 'max_steps=2', 'batch_size=4', 'eval_every=2', 'max_target=32')
 
 def test_the_network_is_refused(offline):
     "That the other tests would see a connection."
