@@ -482,6 +482,7 @@ def _part(field, record): # a field as it is told when a record lacks it: of lis
     top = re.split(r'[.[]', field)[0]
     return field.partition('[')[0] if top in record else top
 
+_SELECTED = ('metrics.test_accuracy', 'metrics.likeliest_label_accuracy', 'metrics.validation_accuracy') # Of the student that was kept
 _COUNTED = ('data.', 'stand_in', 'metrics.n_', 'metrics.parameters', 'metrics.majority', 'metrics.cut_', 'metrics.unknown_', 'metrics.special_', 'metrics.labels_not_', 'generation.')
 
 def _near(record, difference): # within what may differ where the last digits do
@@ -490,7 +491,7 @@ def _near(record, difference): # within what may differ where the last digits do
     if field.startswith(_COUNTED): return False
     early = re.match(r'history\[(\d+)\]', field)
     if early and int(early[1]) <= EARLY: return b is not None and is_near(a, b, allowed['loss'])
-    if 'accuracy' not in field or None in (a, b): return True
+    if field not in _SELECTED or None in (a, b): return True
     return abs(a-b) <= allowed['validation_accuracy' if 'validation' in field else 'test_accuracy']
 
 def _machines(recorded, here): # what both say of themselves

@@ -91,6 +91,7 @@ FOUND_BY_TRAINING = {
     'a digit of a loss':(lambda r: r['history'][3].update(loss=round(r['history'][3]['loss']+1e-4, 5)), 'history[4].loss', True),
     'a digit of a loss between':(lambda r: r['history'][2].update(loss=round(r['history'][2]['loss']+1e-4, 5)), 'history[3].loss', True),
     'the first loss':(lambda r: r['history'][0].update(loss=r['history'][0]['loss']+.1), 'history[1].loss', False),
+    'the tokens of rationales':(lambda r: r['metrics'].update(rationale_token_accuracy=r['metrics']['rationale_token_accuracy']+20), 'metrics.rationale_token_accuracy', True),
     'an answer':(lambda r: r['answers'].update({next(iter(r['answers'])):'perhaps'}), 'answers.', True),
     'the parameters':(lambda r: r['metrics'].update(parameters=1), 'metrics.parameters', False)}
 
