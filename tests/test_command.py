@@ -1,10 +1,11 @@
 "The command as a shell sees it: bad calls, stopping and going on, and the paper's data."
-import json, os, shutil, signal, subprocess, sys, time
+import json, os, shutil, signal, subprocess, sys
 from pathlib import Path
 
 import pytest
 
 from nearly import nearly_the_same
+from waiting import wait_for
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ['student=scratch-32x1', 'max_steps=20', 'eval_every=10', 'learning_rate=3e-3', 'batch_size=8', 'n_train=64']
@@ -96,13 +97,6 @@ def test_smoke_leaves_good_figures_alone(dsbs, tmp_path):
     assert {p.suffix for p in written} == {'.png', '.svg', '.jsonl', '.ipynb'} and all(p.is_relative_to(reports/'smoke') for p in written)
     assert (reports/'figures'/'fig4_data_size_human_embedded.png').read_bytes() == b'good'
     assert not list(reports.glob('.staging-*'))
-
-
-def wait_for(true):
-    end = time.monotonic()+600
-    while not true():
-        assert time.monotonic() < end, 'waited in vain'
-        time.sleep(.05)
 
 
 def is_there(group):

@@ -11,12 +11,12 @@ from dsbs import experiments, leases
 from dsbs.experiments import POLL, run, run_all, run_status
 from dsbs.leases import BEAT, STALE, lease_holder, take_lease
 from dsbs.specs import RunSpec, run_key
+from waiting import HANGS, wait_for
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = RunSpec(student='scratch-32x1', dropout=0., n_train=40, max_steps=4, eval_every=2, batch_size=8, learning_rate=1e-3)
 GRID = [replace(TINY, n_train=n, seed=s, subset_seed=s) for n in (20, 30, 40) for s in range(3)]
 FORK = get_context('fork')
-HANGS = 600 # Seconds after which a test gives up: no machine is so busy
 
 needs_proc = pytest.mark.skipif(not leases._where(), reason='this system does not tell when a process began')
 
@@ -76,13 +76,6 @@ def kill_all(process, number=signal.SIGKILL):
     "Once it is in its group, or has ended."
     wait_for(lambda: not process.is_alive() or os.getpgid(process.pid) == process.pid)
     with contextlib.suppress(ProcessLookupError): os.killpg(process.pid, number)
-
-
-def wait_for(true):
-    end = time.monotonic()+HANGS
-    while not true():
-        assert time.monotonic() < end, 'waited in vain'
-        time.sleep(.01)
 
 
 def under_way(folder, process):
