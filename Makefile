@@ -38,7 +38,7 @@ test-poorer-cpu: $(STAMP)
 POORER := MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2
 
 test-numbers: $(STAMP)
-	$(BIN)/nbdev_test --n_workers $(JOBS) --pause 0.5 --file_re '(student|multitask|training|evaluation|runs|bench)\.ipynb'
+	$(BIN)/nbdev_test --n_workers $(JOBS) --pause 0.5 --file_re '(student|stack|multitask|training|answering|run|bench)\.ipynb'
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m numeric $(PYTEST)
 
 lab: $(STAMP)
@@ -47,7 +47,7 @@ lab: $(STAMP)
 export: $(STAMP)
 	$(BIN)/nbdev_clean --fname nbs
 	$(BIN)/nbdev_export
-	$(BIN)/python -c "from dsbs.reporting import write_readme; write_readme()"
+	$(BIN)/python -c "from dsbs.evidence.reporting import write_readme; write_readme()"
 
 check: $(STAMP)
 	$(BIN)/python -m pytest -q tests/test_in_step.py

@@ -8,8 +8,15 @@ __all__ = ['TOLERANCE', 'EARLY', 'DRIFT', 'UsageError', 'WorkFailed', 'one_of', 
            'read_jsonl', 'write_jsonl', 'published', 'provenance', 'now', 'accuracy_tolerance', 'is_near', 'processes',
            'process_index', 'is_main_process']
 
-# %% ../nbs/00_records.ipynb #e06a7f78
-import contextlib, hashlib, json, os, platform, re, subprocess, tempfile
+# %% ../nbs/00_records.ipynb #3d146397
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import re
+import subprocess
+import tempfile
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timezone
 from functools import cache
@@ -20,109 +27,136 @@ from pathlib import Path
 class UsageError(ValueError):
     "The call was wrong; the message is one line that says what is wrong and what would be right."
 
+
 class WorkFailed(Exception):
     "The call was right and the work failed; the message is one line that says why, and what would help."
 
+
 def one_of(
-    what:str, # What is being chosen, for the message: "task", "method", ...
-    value:str, # What the caller gave
-    allowed:Iterable[str], # What would have been right
-) -> str: # `value`, when it is allowed
+    what: str,  # What is being chosen, for the message: "task", "method", ...
+    value: str,  # What the caller gave
+    allowed: Iterable[str],  # What would have been right
+) -> str:  # `value`, when it is allowed
     "Return `value`, or raise a `UsageError` that lists what is allowed."
     allowed = list(allowed)
-    if value in allowed: return value
-    raise UsageError(f"unknown {what} {value!r}: choose one of {', '.join(map(str, allowed))}")
+    if value in allowed:
+        return value
+    raise UsageError(f'unknown {what} {value!r}: choose one of {", ".join(map(str, allowed))}')
 
 # %% ../nbs/00_records.ipynb #e51d030d
 def project_root(
-    start:Path|None=None, # Where to begin looking; the current folder when not given
-) -> Path: # Folder that holds this project's `settings.ini`, or `start` when there is none above it
+    start: Path | None = None,  # Where to begin looking; the current folder when not given
+) -> Path:  # Folder that holds this project's `settings.ini`, or `start` when there is none above it
     "The project that `start` lies in."
     start = Path(start or Path.cwd()).resolve()
     for folder in (start, *start.parents):
-        if (folder/'settings.ini').is_file() and (folder/'nbs').is_dir(): return folder
+        if (folder / 'settings.ini').is_file() and (folder / 'nbs').is_dir():
+            return folder
     return start
+
 
 def _folder(given, variable, default):
     chosen = given or (os.environ.get(variable) if variable else None) or default
-    return Path(os.path.realpath(os.path.expanduser(given))) if given else project_root()/os.path.expanduser(chosen)
+    return Path(os.path.realpath(os.path.expanduser(given))) if given else project_root() / os.path.expanduser(chosen)
 
-def data_dir(given:str|Path|None=None) -> Path:
+
+def data_dir(given: str | Path | None = None) -> Path:
     "Folder of the datasets: `given`, then `$DSBS_DATA`, then `data/`."
     return _folder(given, 'DSBS_DATA', 'data')
 
-def runs_dir(given:str|Path|None=None) -> Path:
+
+def runs_dir(given: str | Path | None = None) -> Path:
     "Folder of the runs made on this machine: `given`, then `$DSBS_RUNS`, then `runs/`."
     return _folder(given, 'DSBS_RUNS', 'runs')
 
-def reports_dir(given:str|Path|None=None) -> Path:
+
+def reports_dir(given: str | Path | None = None) -> Path:
     "Folder of what is published: `given`, then `reports/`."
     return _folder(given, None, 'reports')
 
 # %% ../nbs/00_records.ipynb #a91ebaf2
 def file_name(
-    text:str, # Whatever it is
-) -> str: # At most 64 of a to z, A to Z, 0 to 9, . _ and -
+    text: str,  # Whatever it is
+) -> str:  # At most 64 of a to z, A to Z, 0 to 9, . _ and -
     "A name for a file or folder that stays where it is put; other texts get other names, also where case does not count."
-    if re.fullmatch('[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?', text) and not re.search('-[0-9a-f]{12}$', text): return text
-    return f"{re.sub('[^A-Za-z0-9._-]+', '-', text)[:40].strip('.-_') or 'name'}-{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:12]}"
+    if re.fullmatch('[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?', text) and not re.search('-[0-9a-f]{12}$', text):
+        return text
+    return f'{re.sub("[^A-Za-z0-9._-]+", "-", text)[:40].strip(".-_") or "name"}-{hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]}'
 
 # %% ../nbs/00_records.ipynb #cbf6e654
 @contextlib.contextmanager
 def replacing(
-    path:Path, # The final place
-) -> Iterator[Path]: # A temporary path in the same folder; write there
+    path: Path,  # The final place
+) -> Iterator[Path]:  # A temporary path in the same folder; write there
     "Let the caller write a file, then put it in its place in one step; on an error the old file stays and nothing else does."
-    path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
-    fd, tmp = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name[:60]}.', suffix=path.suffix); os.close(fd); tmp = Path(tmp)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fd, tmp = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name[:60]}.', suffix=path.suffix)
+    os.close(fd)
+    tmp = Path(tmp)
     try:
         yield tmp
-        with open(tmp, 'rb+') as f: os.fsync(f.fileno())
-        tmp.chmod(0o644); os.replace(tmp, path)
-    finally: tmp.unlink(missing_ok=True)
+        with open(tmp, 'rb+') as f:
+            os.fsync(f.fileno())
+        tmp.chmod(0o644)
+        os.replace(tmp, path)
+    finally:
+        tmp.unlink(missing_ok=True)
 
-def write_text(path:Path, text:str) -> Path:
+
+def write_text(path: Path, text: str) -> Path:
     "Write `text` to `path` (UTF-8) in one step."
-    with replacing(path) as tmp: tmp.write_text(text, encoding='utf-8')
+    with replacing(path) as tmp:
+        tmp.write_text(text, encoding='utf-8')
     return Path(path)
 
 # %% ../nbs/00_records.ipynb #3aeb367a
 def canonical_json(
-    value, # Anything JSON can hold
-) -> str: # Text that is equal for equal values
+    value,  # Anything JSON can hold
+) -> str:  # Text that is equal for equal values
     "JSON with sorted keys, no spaces and no NaN."
     return json.dumps(value, sort_keys=True, separators=(',', ':'), ensure_ascii=False, allow_nan=False)
+
 
 def hash_json(value) -> str:
     "sha256 (64 hexadecimal digits) of a value's canonical JSON."
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
-def hash_file(path:Path) -> str:
+
+def hash_file(path: Path) -> str:
     "sha256 (64 hexadecimal digits) of a file's bytes."
-    with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
+    with open(path, 'rb') as f:
+        return hashlib.file_digest(f, 'sha256').hexdigest()
 
 # %% ../nbs/00_records.ipynb #55c7a375
 def read_jsonl(
-    path:Path, # JSON lines; blank lines are passed over
-) -> list[tuple[int,dict]]: # (line number from 1, object)
+    path: Path,  # JSON lines; blank lines are passed over
+) -> list[tuple[int, dict]]:  # (line number from 1, object)
     "Read the objects of a JSON-lines file; a `UsageError` names file and line."
     rows = []
-    try: text = Path(path).read_text(encoding='utf-8')
-    except UnicodeDecodeError as e: raise UsageError(f'{path}: not UTF-8 text (byte {e.start})') from None
+    try:
+        text = Path(path).read_text(encoding='utf-8')
+    except UnicodeDecodeError as e:
+        raise UsageError(f'{path}: not UTF-8 text (byte {e.start})') from None
     for number, line in enumerate(text.split('\n'), 1):
-        if not line.strip(): continue
-        try: row = json.loads(line)
-        except (ValueError, RecursionError) as e: raise UsageError(f'{path}:{number}: not JSON ({str(e)[:80]})') from None
-        if not isinstance(row, dict): raise UsageError(f'{path}:{number}: expected an object, found {type(row).__name__}')
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as e:
+            raise UsageError(f'{path}:{number}: not JSON ({str(e)[:80]})') from None
+        if not isinstance(row, dict):
+            raise UsageError(f'{path}:{number}: expected an object, found {type(row).__name__}')
         rows.append((number, row))
     return rows
 
-def write_jsonl(path:Path, rows:Iterable[dict]) -> Path:
+
+def write_jsonl(path: Path, rows: Iterable[dict]) -> Path:
     "Write one canonical JSON object per line, in one step."
-    return write_text(path, ''.join(canonical_json(r)+'\n' for r in rows))
+    return write_text(path, ''.join(canonical_json(r) + '\n' for r in rows))
 
 # %% ../nbs/00_records.ipynb #7e2f40c3
-def published(record:dict) -> dict:
+def published(record: dict) -> dict:
     "A record as it is committed: history thinned to the steps that were validated."
     steps = {e['step'] for e in record['evaluations']} | {1}
     return record | dict(history=[h for h in record['history'] if h['step'] in steps])
@@ -130,56 +164,81 @@ def published(record:dict) -> dict:
 # %% ../nbs/00_records.ipynb #05b14d14
 def _git(*args):
     here = Path(__file__).parent if '__file__' in globals() else project_root()
-    try: out = subprocess.run(['git', '-C', str(here), *args], capture_output=True, text=True, timeout=20)
-    except (OSError, subprocess.TimeoutExpired): return None
+    try:
+        out = subprocess.run(['git', '-C', str(here), *args], capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
     return out.stdout.strip() if out.returncode == 0 else None
+
 
 @cache
 def provenance() -> dict:
     "What made a number: commit and dirty state of the code, versions of the libraries that compute, and the machine."
     changed = _git('status', '--porcelain', '--untracked-files=no', '--', ':/', ':(exclude,top)reports')
-    versions = {name:metadata.version(name) for name in ('torch', 'transformers', 'tokenizers', 'accelerate', 'datasets', 'numpy')}
-    machine = dict(system=platform.system(), arch=platform.machine(), processor=_cpu('model name') or platform.processor(), cores=os.cpu_count(),
-                   model='-'.join(filter(None, map(_cpu, ('cpu family', 'model', 'stepping')))))
-    return dict(commit=_git('rev-parse', 'HEAD'), dirty=None if changed is None else bool(changed),
-                python=platform.python_version(), versions=versions, machine=machine)
+    versions = {
+        name: metadata.version(name)
+        for name in ('torch', 'transformers', 'tokenizers', 'accelerate', 'datasets', 'numpy')
+    }
+    machine = dict(
+        system=platform.system(),
+        arch=platform.machine(),
+        processor=_cpu('model name') or platform.processor(),
+        cores=os.cpu_count(),
+        model='-'.join(filter(None, map(_cpu, ('cpu family', 'model', 'stepping')))),
+    )
+    return dict(
+        commit=_git('rev-parse', 'HEAD'),
+        dirty=None if changed is None else bool(changed),
+        python=platform.python_version(),
+        versions=versions,
+        machine=machine,
+    )
 
-def _cpu(what): # of Linux' description of the processor, whose name alone may be that of many
+
+def _cpu(what):  # of Linux' description of the processor, whose name alone may be that of many
     with contextlib.suppress(OSError):
         for line in Path('/proc/cpuinfo').read_text().splitlines():
-            if line.split(':')[0].strip() == what: return line.split(':', 1)[1].strip()
+            if line.split(':')[0].strip() == what:
+                return line.split(':', 1)[1].strip()
     return ''
+
 
 def now() -> str:
     "The time in UTC, to the second."
     return datetime.now(timezone.utc).strftime('%Y-%m-%dT%H:%M:%SZ')
 
 # %% ../nbs/00_records.ipynb #9ec342d1
-TOLERANCE = dict(float32=1e-5, bfloat16=2e-2) # Largest relative difference of a loss or gradient norm that is computed another way
-EARLY, DRIFT = 10, 1e-3 # After so many updates at most, the largest relative difference of a loss
+TOLERANCE = dict(
+    float32=1e-5, bfloat16=2e-2
+)  # Largest relative difference of a loss or gradient norm that is computed another way
+EARLY, DRIFT = 10, 1e-3  # After so many updates at most, the largest relative difference of a loss
+
 
 def accuracy_tolerance(
-    n:int, # Questions that were scored
-) -> float: # Points
+    n: int,  # Questions that were scored
+) -> float:  # Points
     "Two sampling errors of an accuracy of 50%, the largest there is: 2 * 50/sqrt(n)."
-    return 100/n**.5
+    return 100 / n**0.5
+
 
 def is_near(
-    a:float,
-    b:float,
-    tolerance:float=TOLERANCE['float32'], # Relative to the larger of the two
+    a: float,
+    b: float,
+    tolerance: float = TOLERANCE['float32'],  # Relative to the larger of the two
 ) -> bool:
     "Whether two numbers are equal within a relative tolerance; NaN is near nothing."
-    return abs(a-b) <= tolerance*max(abs(a), abs(b))
+    return abs(a - b) <= tolerance * max(abs(a), abs(b))
 
 # %% ../nbs/00_records.ipynb #77e90b10
 def processes() -> int:
     "How many processes train together."
     return int(os.environ.get('WORLD_SIZE', 1))
 
+
 def process_index() -> int:
     "Which of them this one is, from 0."
     return int(os.environ.get('RANK', 0))
+
 
 def is_main_process() -> bool:
     "Whether this process is the one that prints and writes."

@@ -1,88 +1,144 @@
 "What is generated equals what it is generated from."
+
 import ast, configparser, json, os, re, shutil, subprocess, sys
 from pathlib import Path
 
 import nbformat, pytest, yaml
 
 ROOT = Path(__file__).resolve().parents[1]
-FLOORS = ['records', 'tasks', 'prompts', 'teacher', 'extraction', 'specs', 'student', 'multitask', 'checkpoints', 'training', 'evaluation', 'runs', 'leases', 'experiments', 'grids',
-          'claims', 'plotting', 'page', 'reporting', 'bench', 'fetch', 'cluster', 'cli']
+WINGS = ['', 'data', 'teacher', 'method', 'runs', 'evidence', 'tools']
+NOT_YET = {
+    ('method.multitask', 'method.stack'),
+    ('method.answering', 'method.stack'),
+    ('method.training', 'runs.checkpoints'),
+}
 
 
-def pins(lines): return {line.strip() for line in lines if re.match(r'^\s*[A-Za-z0-9]', line)}
+def pins(lines):
+    return {line.strip() for line in lines if re.match(r'^\s*[A-Za-z0-9]', line)}
 
 
 @pytest.fixture
 def copy(tmp_path):
-    for name in ('nbs', 'dsbs'): shutil.copytree(ROOT/name, tmp_path/name, ignore=shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints'))
-    for name in ('settings.ini', 'README.md'): shutil.copy(ROOT/name, tmp_path/name)
+    for name in ('nbs', 'dsbs'):
+        shutil.copytree(
+            ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints')
+        )
+    for name in ('settings.ini', 'README.md'):
+        shutil.copy(ROOT / name, tmp_path / name)
     return tmp_path
 
 
 def same_files(a, b):
-    files = lambda top: {p.relative_to(top):p.read_bytes() for p in top.rglob('*') if p.is_file() and '__pycache__' not in p.parts}
+    files = lambda top: {
+        p.relative_to(top): p.read_bytes() for p in top.rglob('*') if p.is_file() and '__pycache__' not in p.parts
+    }
     left, right = files(a), files(b)
     return sorted(str(p) for p in left.keys() | right.keys() if left.get(p) != right.get(p))
 
 
 def test_export_is_in_step(copy):
-    subprocess.run([Path(sys.executable).parent/'nbdev_export'], cwd=copy, check=True, capture_output=True)
-    assert not same_files(copy/'dsbs', ROOT/'dsbs')
+    subprocess.run([Path(sys.executable).parent / 'nbdev_export'], cwd=copy, check=True, capture_output=True)
+    assert not same_files(copy / 'dsbs', ROOT / 'dsbs')
 
 
 def test_notebooks_are_clean(copy):
-    subprocess.run([Path(sys.executable).parent/'nbdev_clean', '--fname', 'nbs'], cwd=copy, check=True, capture_output=True)
+    subprocess.run(
+        [Path(sys.executable).parent / 'nbdev_clean', '--fname', 'nbs'], cwd=copy, check=True, capture_output=True
+    )
     ignore = lambda names: [n for n in names if '.ipynb_checkpoints' not in n]
-    assert not ignore(same_files(copy/'nbs', ROOT/'nbs'))
+    assert not ignore(same_files(copy / 'nbs', ROOT / 'nbs'))
 
 
 @pytest.mark.slow
 def test_cleaning_and_exporting_twice_changes_nothing(copy):
     "What is committed, what comes out once and what comes out of that: the same bytes."
     for turn in range(2):
-        for command in (['nbdev_clean', '--fname', 'nbs'], ['nbdev_export']): subprocess.run([Path(sys.executable).parent/command[0], *command[1:]], cwd=copy, check=True, capture_output=True, env=os.environ | {'PYTHONHASHSEED':str(turn)})
-        assert not [n for name in ('nbs', 'dsbs') for n in same_files(copy/name, ROOT/name) if '.ipynb_checkpoints' not in n]
+        for command in (['nbdev_clean', '--fname', 'nbs'], ['nbdev_export']):
+            subprocess.run(
+                [Path(sys.executable).parent / command[0], *command[1:]],
+                cwd=copy,
+                check=True,
+                capture_output=True,
+                env=os.environ | {'PYTHONHASHSEED': str(turn)},
+            )
+        assert not [
+            n for name in ('nbs', 'dsbs') for n in same_files(copy / name, ROOT / name) if '.ipynb_checkpoints' not in n
+        ]
 
 
 def test_readme_is_in_step():
-    from dsbs.reporting import readme_text
-    assert (ROOT/'README.md').read_text() == readme_text()
+    from dsbs.evidence.reporting import readme_text
+
+    assert (ROOT / 'README.md').read_text() == readme_text()
 
 
 def test_conda_pins_equal_pip_pins():
-    environment = yaml.safe_load((ROOT/'environment.yml').read_text())
+    environment = yaml.safe_load((ROOT / 'environment.yml').read_text())
     python, pip, nested = environment['dependencies']
     assert (python, pip) == ('python=3.11', 'pip')
     conda = {p for p in nested['pip'] if not p.startswith('-c ')}
-    assert conda == pins((ROOT/'requirements.txt').read_text().splitlines())
+    assert conda == pins((ROOT / 'requirements.txt').read_text().splitlines())
     assert '-c constraints.txt' in nested['pip']
 
 
 def test_requirements_are_constrained_and_cover_settings():
-    constraints = pins((ROOT/'constraints.txt').read_text().splitlines())
-    required = pins((ROOT/'requirements.txt').read_text().splitlines())
+    constraints = pins((ROOT / 'constraints.txt').read_text().splitlines())
+    required = pins((ROOT / 'requirements.txt').read_text().splitlines())
     assert required <= constraints
-    settings = configparser.ConfigParser(delimiters=['=']); settings.read(ROOT/'settings.ini')
-    names = {re.split(r'[<>=!]', r)[0] for key in ('requirements', 'llm_requirements', 'dev_requirements') for r in settings['DEFAULT'][key].split()}
+    settings = configparser.ConfigParser(delimiters=['='])
+    settings.read(ROOT / 'settings.ini')
+    names = {
+        re.split(r'[<>=!]', r)[0]
+        for key in ('requirements', 'llm_requirements', 'dev_requirements')
+        for r in settings['DEFAULT'][key].split()
+    }
     assert names == {r.split('==')[0] for r in required}
     assert 'torch==2.13.0' in required
 
 
-def imports_of(path):
+def rooms():
+    "Name of each module -> its place in the house: wing, number of its notebook."
+    found = {}
+    for path in (ROOT / 'nbs').glob('**/[0-9][0-9]_*.ipynb'):
+        wing = '.'.join(path.parent.relative_to(ROOT / 'nbs').parts)
+        number, _, name = path.stem.partition('_')
+        found[f'{wing}.{name}'.lstrip('.')] = (WINGS.index(wing), int(number))
+    return found
+
+
+def imports_of(name):
+    "Modules that a module imports, wherever in it."
+    path = ROOT / 'dsbs' / Path(*name.split('.')).with_suffix('.py')
+    package = ['dsbs', *name.split('.')[:-1]]
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.level or (node.module or '').startswith('dsbs')):
-            yield (node.module or '').removeprefix('dsbs.').split('.')[0] or node.names[0].name
+        if isinstance(node, ast.ImportFrom):
+            above = package[: len(package) + 1 - node.level] if node.level else []
+            yield '.'.join([*above, *(node.module or '').split('.')]).removeprefix('dsbs.')
 
 
-def test_floors():
-    modules = [p for p in (ROOT/'dsbs').glob('*.py') if not p.stem.startswith('_')]
-    assert {p.stem for p in modules} <= set(FLOORS)
-    wrong = [f'{p.stem} imports {name}' for p in modules for name in imports_of(p) if name in FLOORS and FLOORS.index(name) >= FLOORS.index(p.stem)]
-    assert not wrong
+def test_imports_go_up_only():
+    places = rooms()
+    assert len({number for _, number in places.values()}) == len(places), 'two notebooks with one number'
+    assert sorted(places, key=places.get) == sorted(places, key=lambda name: places[name][1]), (
+        'numbers follow the wings'
+    )
+    wrong = {
+        (name, other)
+        for name in places
+        for other in imports_of(name)
+        if other in places and places[other] >= places[name]
+    }
+    assert wrong == NOT_YET
+
+
+def test_modules_are_rooms():
+    made = {'.'.join(p.relative_to(ROOT / 'dsbs').with_suffix('').parts) for p in (ROOT / 'dsbs').glob('**/*.py')}
+    assert {name for name in made if not name.split('.')[-1].startswith('_')} == set(rooms())
 
 
 def test_figure_notebooks_define_no_module_and_have_parameters():
-    for path in (ROOT/'nbs'/'figures').glob('*.ipynb'):
+    for path in (ROOT / 'nbs' / 'figures').glob('*.ipynb'):
         cells = nbformat.read(path, 4).cells
         assert not any('#| export' in c.source or '#| default_exp' in c.source for c in cells)
         assert sum('parameters' in c.metadata.get('tags', []) for c in cells) == 1
@@ -91,9 +147,15 @@ def test_figure_notebooks_define_no_module_and_have_parameters():
 def test_committed_records_can_be_traced():
     "Every committed record names a commit of a clean checkout and the hashes of its data."
     git = lambda *args: subprocess.run(['git', '-C', ROOT, *args], capture_output=True, text=True)
-    if git('rev-parse', 'HEAD').returncode: pytest.skip('not a git checkout')
+    if git('rev-parse', 'HEAD').returncode:
+        pytest.skip('not a git checkout')
     for name in git('ls-files', 'reports/results').stdout.split():
         rows = [json.loads(line) for line in git('show', f'HEAD:{name}').stdout.splitlines()]
         for r in rows:
-            assert re.fullmatch('[0-9a-f]{40}', r['provenance']['commit']) and r['provenance']['dirty'] is False, (name, r['key'])
-            assert re.fullmatch('[0-9a-f]{64}', r['key']) and all(r['data'][s] for s in ('train', 'validation', 'test', 'teacher'))
+            assert re.fullmatch('[0-9a-f]{40}', r['provenance']['commit']) and r['provenance']['dirty'] is False, (
+                name,
+                r['key'],
+            )
+            assert re.fullmatch('[0-9a-f]{64}', r['key']) and all(
+                r['data'][s] for s in ('train', 'validation', 'test', 'teacher')
+            )

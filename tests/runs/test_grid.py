@@ -1,0 +1,141 @@
+"Grids whose runs train side by side, and fail."
+
+from dataclasses import replace
+
+import pytest
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+from dsbs import runs
+from dsbs.method.answering import generate, input_batches, label_accuracy
+from dsbs.runs.experiments import run_all, run_together
+from dsbs.runs.run import train_run
+from dsbs.runs.verifying import same_numbers
+from dsbs.runs.specs import RunSpec, prepare, run_key
+from nearly import nearly_the_same
+
+pytestmark = pytest.mark.numeric
+
+TINY = RunSpec(
+    student='scratch-32x1', dropout=0.0, n_train=40, max_steps=4, eval_every=2, batch_size=8, learning_rate=1e-3
+)
+SEEDS = [replace(TINY, seed=s, subset_seed=s) for s in range(3)]
+
+
+def test_a_run_is_nearly_the_same_beside_others_and_alone(tmp_path):
+    specs = [
+        *SEEDS,
+        replace(TINY, n_train=30),
+        replace(TINY, label_source='teacher'),
+        replace(TINY, rationales='shuffled', teacher_error=0.3, n_train=5),
+        replace(TINY, extra='same_kind', n_extra=7),
+    ]
+    for together, spec in zip(run_together(specs, runs_dir=tmp_path), specs):
+        assert nearly_the_same(together, train_run(spec)[0])
+
+
+@pytest.mark.parametrize(
+    'change',
+    [dict(task='more_picked'), dict(task='more_picked', method='standard'), dict(rationales='random')],
+    ids=str,
+)
+def test_examples_of_about_one_length_are_padded_to_one_shape_and_train_side_by_side(change, monkeypatch):
+    specs, fit, beside = [replace(s, **change) for s in SEEDS], runs.fit, []
+    monkeypatch.setattr(
+        runs, 'fit', lambda model, trainees, *args: beside.append(len(trainees)) or fit(model, trainees, *args)
+    )
+    together = [r for r, *_ in runs.train_runs(specs)]
+    assert (
+        max(beside) > 1
+        and len({len(r.label_input) for r in runs._Run(specs[0], None, None).rows}) > 1
+        or change.get('rationales') == 'random'
+    )
+    for record, spec in zip(together, specs):
+        assert nearly_the_same(record, train_run(spec)[0])
+
+
+@pytest.mark.parametrize('change', [dict(dropout=0.1), dict(keep='agree', teacher_error=0.3)], ids=str)
+def test_what_may_not_be_stacked_is_trained_one_by_one(tmp_path, change):
+    specs = [replace(s, **change) for s in SEEDS[:2]]
+    for record, spec in zip(run_together(specs, runs_dir=tmp_path), specs):
+        assert same_numbers(record) == same_numbers(train_run(spec)[0])
+
+
+def test_when_a_stack_fails_its_runs_are_made_one_by_one(tmp_path, monkeypatch):
+    whole = runs.train_runs
+
+    def fails_together(specs, *args):
+        if len(specs) > 1:
+            raise MemoryError('too much')
+        return whole(specs, *args)
+
+    monkeypatch.setattr(runs, 'train_runs', fails_together)
+    assert [r['spec']['seed'] for r in run_together(SEEDS, runs_dir=tmp_path)] == [0, 1, 2]
+    assert not list(tmp_path.glob('*/error.txt')) and not list(tmp_path.glob('*/lease.*'))
+
+
+def test_a_failing_run_leaves_its_log_and_the_others(tmp_path):
+    bad = replace(TINY, learning_rate=1e30)
+    with pytest.raises(RuntimeError, match='1 of 2 runs failed; the others are kept.*smaller learning_rate'):
+        run_all([TINY, bad], runs_dir=tmp_path, workers=1)
+    assert (tmp_path / run_key(TINY) / 'record.json').is_file() and 'FloatingPointError' in (
+        tmp_path / run_key(bad) / 'error.txt'
+    ).read_text()
+
+
+def test_settings_added_later_leave_old_names_alone():
+    "A run of before a setting was added has the name it had; this one since the embedded questions are what they are."
+    assert (
+        run_key(RunSpec(n_train=40, student='scratch-32x1', dropout=0.0))
+        == '3b32c1265f002e62db00620cfc629f4bd528f496e090cb95d19794b668cf3b7e'
+    )
+    assert (
+        len(
+            {
+                run_key(replace(TINY, **c))
+                for c in (dict(), dict(keep='agree'), dict(task_prefix='decoder'), dict(gradient_checkpointing=True))
+            }
+        )
+        == 4
+    )
+
+
+def test_dropout_drawn_in_another_way_has_another_name():
+    before = '1e7c8597e5def07451ad14d23d2d27b86762f2cfa9b268180f28f3d85aa659e8'
+    assert run_key(RunSpec(n_train=40, student='scratch-32x1')) != before
+
+
+def test_task_named_at_the_decoder(tmp_path):
+    "It trains beside others as alone, reads each example once, and its student is asked without a prefix."
+    decoder = [replace(s, task_prefix='decoder') for s in SEEDS]
+    alone = [runs.train_run(s)[0] for s in decoder[:2]]
+    assert all(nearly_the_same(r, one) for (r, *_), one in zip(runs.train_runs(decoder), alone))
+    encoder = runs.train_run(SEEDS[0])[0]
+    assert (
+        alone[0]['metrics']['tokens'] < encoder['metrics']['tokens']
+        and alone[0]['history'][0]['rationale_loss'] != encoder['history'][0]['rationale_loss']
+    )
+    kept = runs.run_and_save(decoder[0], tmp_path / 'student')
+    assert (
+        same_numbers(kept) == same_numbers(alone[0])
+        and 'prefix' not in (tmp_path / 'student' / 'README.md').read_text()
+    )
+    t5, tokenizer = (
+        AutoModelForSeq2SeqLM.from_pretrained(tmp_path / 'student'),
+        AutoTokenizer.from_pretrained(tmp_path / 'student'),
+    )
+    test = prepare(decoder[0]).task['test']
+    answers = generate(t5, tokenizer, input_batches(tokenizer, test['input']), 4)
+    assert label_accuracy(answers, test['label']) == kept['metrics']['test_accuracy']
+
+
+def test_what_stands_beside_exact_match():
+    "The likeliest label and the rationale are measured where they can be, and never take exact match's place."
+    standard, both, single = (
+        runs.train_run(replace(TINY, method=m))[0]['metrics'] for m in ('standard', 'step_by_step', 'single_task')
+    )
+    names = ('likeliest_label_accuracy', 'rationale_accuracy', 'rationale_token_accuracy')
+    assert (
+        [standard[n] is None for n in names] == [False, True, True]
+        and [both[n] is None for n in names] == [False] * 3
+        and single[names[0]] is None
+    )

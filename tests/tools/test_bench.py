@@ -1,0 +1,255 @@
+"The bench: what it promises to print, and that it fails when it should."
+
+import json
+
+import pytest, torch
+
+from dsbs.records import TOLERANCE
+from dsbs.method.training import has_bfloat16
+
+pytestmark = pytest.mark.numeric
+
+DTYPES = ['float32'] + ['bfloat16'] * has_bfloat16()  # those that are measured when nothing is said
+TINY = ['--task', 'same_kind', '--student', '0.2M', '--device', 'cpu', '--repeats', '1', '--threads', '1']
+
+
+def test_train_gives_a_row_for_each_implementation_and_dtype(main):
+    status, out, _ = main('bench', 'train', *TINY, '--steps', '1', '--batch-size', '8', '--json')
+    rows = json.loads(out)
+    assert status == 0 and [(r['implementation'], r['dtype']) for r in rows] == [
+        (w, d) for d in DTYPES for w in ('reference', 'ours')
+    ]
+    for r in rows:
+        assert (
+            (r['task'], r['student'], r['batch_size'], r['threads']) == ('same_kind', '0.2M', 8, 1)
+            and r['parameters'] > 100_000
+            and r['device']
+        )
+        assert (
+            r['tokens_per_second'] > r['examples_per_second'] > 0 and r['peak_gflops'] > 0 and r['peak_memory_mb'] > 0
+        )
+        assert (
+            r['share_of_peak'] == pytest.approx(r['gflops'] / r['peak_gflops'], abs=1e-3)
+            and 0 <= r['padding_share'] < 1
+        )
+        assert r['ratio_to_float32'] == pytest.approx(r['tokens_per_second'] / rows[0]['tokens_per_second'], abs=1e-3)
+    for reference, ours in zip(rows[::2], rows[1::2]):
+        assert reference['ratio'] == 1 and ours['ratio'] == pytest.approx(
+            ours['tokens_per_second'] / reference['tokens_per_second'], abs=1e-3
+        )
+    for r in rows[1::2]:
+        assert r['loss_difference'] <= TOLERANCE[r['dtype']]
+
+
+def test_one_dtype_as_a_table(main):
+    status, out, err = main('bench', 'train', *TINY, '--steps', '1', '--batch-size', '2', '--dtype', 'bfloat16')
+    where, head, *rows = out.splitlines()
+    assert status == 0 and 'left out' not in err and '1 thread, batches of 2' in where and len(rows) == 2
+    assert [len(line.split()) for line in rows] == [13, 13] and 'ratio' in head and 'float32' not in ' '.join(rows)
+
+
+def test_evaluate_gives_the_same_answers(main):
+    status, out, _ = main('bench', 'evaluate', *TINY, '--limit', '40', '--json')
+    rows = json.loads(out)
+    assert status == 0 and [(r['implementation'], r['dtype']) for r in rows] == [
+        (w, d) for d in DTYPES for w in ('reference', 'ours')
+    ]
+    for r in rows:
+        assert (
+            r['questions'] == 40
+            and r['seconds'] > 0
+            and 1 <= r['tokens_written'] <= 64
+            and r['peak_memory_mb'] > 0
+            and 1 <= r['distinct_answers'] <= 40
+        )
+    assert rows[0]['same_answers'] == rows[1]['same_answers'] == 1
+    for reference, ours in zip(rows[::2], rows[1::2]):
+        assert reference['ratio'] == 1 and ours['ratio'] == pytest.approx(
+            reference['seconds'] / ours['seconds'], rel=0.01
+        )
+
+
+def test_answers_that_differ_and_do_not_end_are_the_same():
+    from dsbs.tools.bench import BenchSettings, bench_evaluate
+
+    reference, ours = bench_evaluate(
+        'same_kind', '0.2M', BenchSettings('cpu', ('float32',), repeats=1, threads=1), limit=64, updates=1
+    )
+    assert (
+        reference['tokens_written'] > ours['tokens_written']
+        and ours['distinct_answers'] > 1
+        and ours['same_answers'] == 1
+    )
+
+
+@pytest.mark.parametrize('wrong, words', [(1.001, 'loss is'), (float('nan'), 'loss is nan')])
+def test_another_loss_fails_the_bench(main, monkeypatch, wrong, words):
+    import dsbs.tools.bench
+
+    class Wrong(dsbs.tools.bench.StepByStep):
+        def forward(self, *args):
+            return {name: wrong * value for name, value in super().forward(*args).items()}
+
+    monkeypatch.setattr(dsbs.tools.bench, 'StepByStep', Wrong)
+    status, out, err = main('bench', 'train', *TINY, '--json')
+    assert (
+        status == 1 and not out and words in err.splitlines()[-1] and err.splitlines()[-1].startswith('dsbs: Unequal: ')
+    )
+
+
+def test_another_gradient_fails_the_bench(main, monkeypatch):
+    import dsbs.tools.bench
+
+    class Wrong(dsbs.tools.bench.StepByStep):  # the losses are right, and the rationale teaches nothing
+        def forward(self, *args):
+            out = super().forward(*args)
+            return out | dict(loss=out['loss'].detach() + self.scale * (out['label_loss'] - out['label_loss'].detach()))
+
+    monkeypatch.setattr(dsbs.tools.bench, 'StepByStep', Wrong)
+    status, out, err = main('bench', 'train', *TINY)
+    assert status == 1 and not out and 'gradient norm is' in err.splitlines()[-1]
+
+
+def test_other_answers_fail_the_bench(main, monkeypatch):
+    import dsbs.tools.bench
+
+    monkeypatch.setattr(
+        dsbs.tools.bench,
+        'generate',
+        lambda t5, tokenizer, batches, longest, **_: ['maybe'] * sum(len(b.places) for b in batches),
+    )
+    status, out, err = main('bench', 'evaluate', *TINY, '--limit', '5')
+    assert status == 1 and not out and "5 of 5 answers are not the same in float32: 'maybe'" in err.splitlines()[-1]
+
+
+def test_a_tie_may_go_either_way():
+    from dsbs.tools.bench import bench_student, nearest_choice
+
+    t5 = bench_student('0.2M', 50)
+    apart = nearest_choice(t5, [5, 6, 1], [7, 1])
+    with torch.no_grad():
+        t5.shared.weight[3:] = t5.shared.weight[3]
+    assert apart > nearest_choice(t5, [5, 6, 1], [7, 1]) == 0
+
+
+@pytest.mark.parametrize(
+    'call, words',
+    [
+        (['train', '--task', 'sudoku'], ["unknown task of the bench 'sudoku'", 'same_kind, svamp, cqa, esnli']),
+        (['train', '--student', '9B'], ["unknown student '9B'", '0.2M, 9M, 60M, 220M']),
+        (['train', '--dtype', 'float16'], ["unknown dtype 'float16'", 'bfloat16']),
+        (['train', '--device', 'tpu'], ["unknown device 'tpu'", 'cpu, cuda']),
+        (['train', '--repeats', '0'], ['repeats=0', 'at least 1']),
+        (['train', '--steps', '0'], ['steps=0']),
+        (['train', '--batch-size', '-1'], ['not a whole number']),
+        (['train', '--limit', '5'], ['--limit']),
+        (['evaluate', '--limit', '0'], ['--limit 0', 'at least 1']),
+        (['evaluate', '--steps', '5'], ['--steps']),
+        (['train', '--task', 'cqa', '--data-dir', 'nowhere'], ['cqa_train.json is missing']),
+        (['guess'], ["'guess'", 'train', 'evaluate']),
+        ([], ['measure']),
+    ],
+    ids=lambda x: ' '.join(x) if isinstance(x, list) else '',
+)
+def test_a_wrong_call_gets_one_line(main, call, words):
+    status, out, err = main('bench', *call)
+    assert status == 2 and not out and err.count('\n') == 1, (status, out, err)
+    for word in words:
+        assert word in err
+
+
+def test_cuda_asked_for_where_there_is_none(main, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    status, out, err = main('bench', 'evaluate', '--device', 'cuda')
+    assert (status, out, err.count('\n')) == (2, '', 1) and 'no CUDA device' in err
+
+
+def test_what_is_measured_when_nothing_is_said(recorded):
+    from dsbs.tools.bench import bench_cases
+
+    assert bench_cases(device='cpu') == [('same_kind', '0.2M'), ('cqa', '9M'), ('svamp', '9M')]
+    assert bench_cases(device='cuda') == [('cqa', '220M'), ('svamp', '220M')]
+    assert bench_cases(device='cuda', data_dir='nowhere') == [('same_kind', '220M')]
+
+
+# ---- a device without bfloat16, and a signal
+
+
+@pytest.fixture
+def without_bfloat16(monkeypatch):
+    monkeypatch.setattr('dsbs.tools.bench.has_bfloat16', lambda device: False)
+
+
+def test_bfloat16_is_left_out_where_the_device_has_none(main, without_bfloat16):
+    status, out, err = main('bench', 'train', *TINY, '--steps', '1', '--batch-size', '8', '--json')
+    assert status == 0 and {r['dtype'] for r in json.loads(out)} == {'float32'}
+    assert [l for l in err.splitlines() if l.startswith('dsbs: bfloat16 is left out: ')] and '--dtype bfloat16' in err
+
+
+def test_the_slowest_products_take_little_time(without_bfloat16, monkeypatch):
+    "A device that multiplies a hundred times as slowly is asked for smaller matrices."
+    from dsbs import bench
+
+    asked = []
+    monkeypatch.setattr(bench, '_product_seconds', lambda n, dtype, device='cpu': asked.append(n) or 2 * n**3 / 4e8)
+    assert bench.matmul_peak('bfloat16') == pytest.approx(0.4) and max(asked) <= 256
+
+
+@pytest.mark.parametrize('measure', ['train', 'evaluate'])
+def test_stopped_by_a_signal_it_prints_what_is_finished(main, monkeypatch, measure):
+    from dsbs import bench
+
+    whole, asked = getattr(bench, f'_{measure}_rows'), []
+
+    def rows(*args):
+        asked.append(args)
+        if len(asked) == 2:
+            raise KeyboardInterrupt  # as SIGINT and SIGTERM do
+        return whole(*args)
+
+    monkeypatch.setattr(bench, f'_{measure}_rows', rows)
+    status, out, err = main('bench', measure, *TINY, '--dtype', 'float32', '--dtype', 'bfloat16', '--json')
+    assert status == 1 and [(r['implementation'], r['dtype']) for r in json.loads(out)] == [
+        ('reference', 'float32'),
+        ('ours', 'float32'),
+    ]
+    assert err.splitlines()[-1] == 'dsbs: stopped: these 2 of 4 rows are finished'
+
+
+def test_stopped_before_anything_is_finished(main, monkeypatch):
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr('dsbs.tools.bench._train_rows', stop)
+    status, out, err = main('bench', 'train', *TINY, '--json')
+    assert (status, out) == (1, '') and 'stopped' in err.splitlines()[-1]
+
+
+def test_numbers_have_digits_however_slow():
+    "Half a token in a second has as many digits as a million."
+    from dsbs import bench
+
+    assert [bench._digits(x) for x in (0.123456789, 1234567.8)] == [0.123457, 1234570.0]
+
+
+def test_bfloat16_where_it_is_imitated_is_said_once(monkeypatch, capsys):
+    from dsbs import training
+    from dsbs.method.multitask import StepByStep, Tokenised
+    from dsbs.method.settings import TrainingConfig
+    from dsbs.method.student import make_student
+
+    monkeypatch.setenv('ONEDNN_MAX_CPU_ISA', 'AVX2')
+    training._warn_of_bfloat16.cache_clear()
+    rows, config = (
+        [Tokenised([4, 5, 1], [6, 1], [], [])] * 2,
+        TrainingConfig(max_steps=1, batch_size=2, eval_every=1, dtype='bfloat16'),
+    )
+    for _ in range(2):
+        training.fit(
+            StepByStep(make_student('scratch-16x2', ['a b c d e f'] * 3)[0]),
+            [training.Trainee(rows, lambda: 0.0)],
+            config,
+        )
+    training._warn_of_bfloat16.cache_clear()
+    said = capsys.readouterr().err
+    assert said.count('only imitates bfloat16') == 1 and 'times as long as in float32; use dtype=float32' in said
