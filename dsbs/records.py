@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['TOLERANCE', 'EARLY', 'DRIFT', 'UsageError', 'WorkFailed', 'one_of', 'project_root', 'data_dir', 'runs_dir',
-           'reports_dir', 'file_name', 'replacing', 'write_text', 'canonical_json', 'hash_json', 'hash_file',
-           'read_jsonl', 'write_jsonl', 'published', 'provenance', 'now', 'accuracy_tolerance', 'is_near', 'processes',
-           'process_index', 'is_main_process']
+           'reports_dir', 'Folders', 'find_folders', 'file_name', 'replacing', 'write_text', 'canonical_json',
+           'hash_json', 'hash_file', 'read_jsonl', 'write_jsonl', 'published', 'provenance', 'now',
+           'accuracy_tolerance', 'is_near', 'processes', 'process_index', 'is_main_process']
 
 # %% ../nbs/00_records.ipynb #3d146397
 import contextlib
@@ -18,6 +18,7 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import cache
 from importlib import metadata
@@ -54,7 +55,7 @@ def project_root(
             return folder
     return start
 
-
+# %% ../nbs/00_records.ipynb #d7df6ec8
 def _folder(given, variable, default):
     chosen = given or (os.environ.get(variable) if variable else None) or default
     return Path(os.path.realpath(os.path.expanduser(given))) if given else project_root() / os.path.expanduser(chosen)
@@ -73,6 +74,26 @@ def runs_dir(given: str | Path | None = None) -> Path:
 def reports_dir(given: str | Path | None = None) -> Path:
     "Folder of what is published: `given`, then `reports/`."
     return _folder(given, None, 'reports')
+
+# %% ../nbs/00_records.ipynb #b93c3e99
+@dataclass(frozen=True)
+class Folders:
+    "Where the work reads and writes, whole paths; `find_folders` makes one."
+
+    data: Path  # Datasets and recorded teacher answers
+    runs: Path  # Runs made on this machine
+    reports: Path  # What is published
+
+
+def find_folders(
+    data: 'str | Path | Folders | None' = None,  # Folder of the datasets, or `Folders`, which are returned as they are
+    runs: str | Path | None = None,  # Folder of the runs
+    reports: str | Path | None = None,  # Folder of what is published
+) -> Folders:
+    "The folders that are meant where some are given and others are not."
+    if isinstance(data, Folders):
+        return data
+    return Folders(data_dir(data), runs_dir(runs), reports_dir(reports))
 
 # %% ../nbs/00_records.ipynb #a91ebaf2
 def file_name(
