@@ -11,18 +11,18 @@ import re
 import unicodedata
 from fractions import Fraction
 
-from .examples import _UNSEEN, _WIDE_DIGITS, plain_text
+from .examples import UNSEEN, WIDE_DIGITS, plain_text
 
 # %% ../../nbs/data/03_answers.ipynb #5d63c0da
 _OPERATORS = dict.fromkeys('×✕✖∗⋅·•＊', '*') | dict.fromkeys('÷∕⁄／', '/') | dict.fromkeys('−–—‐‑﹣－', '-')
-_SIGNS = str.maketrans(_OPERATORS | _WIDE_DIGITS | {'＋': '+', '（': '(', '）': ')', '．': '.', '，': ','})
+_SIGNS = str.maketrans(_OPERATORS | WIDE_DIGITS | {'＋': '+', '（': '(', '）': ')', '．': '.', '，': ','})
 _THOUSANDS = re.compile(r'(?<![0-9.,])[0-9]{1,3}(?:(?:,[0-9]{3})+|(?:[\u00a0\u2007\u2009\u202f][0-9]{3})+)(?![0-9,])')
 _TIMES = re.compile(r'(?<=[0-9)]) +[xX] +(?=[0-9(])')
 
 
 def plain_equation(text: str) -> str:
     "An equation in the signs of a program: 1200 * 3 for 1,200 × 3. What is no equation stays none."
-    text = unicodedata.normalize('NFC', text).translate(_UNSEEN).translate(_SIGNS)
+    text = unicodedata.normalize('NFC', text).translate(UNSEEN).translate(_SIGNS)
     text = _THOUSANDS.sub(lambda number: re.sub('[^0-9]', '', number[0]), text)
     return _TIMES.sub(' * ', text).strip()
 

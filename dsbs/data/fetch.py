@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SOURCES', 'FILES', 'MAX_BYTES', 'MAX_MEMBERS', 'MAX_RATIO', 'NESTED', 'FIELDS', 'STATES', 'told', 'retry_after',
-           'blob_id', 'Source', 'FetchError', 'download', 'unpack', 'read_asdiv', 'verify', 'fetch']
+           'blob_id', 'Source', 'FetchError', 'download', 'unpack', 'read_asdiv', 'check_files', 'fetch']
 
 # %% ../../nbs/data/08_fetch.ipynb #f60c3b4a
 import contextlib
@@ -512,7 +512,7 @@ def _state(path, blob):
     return ('right' if blob_id(path) == blob else 'changed') if blob else 'unchecked'
 
 
-def verify(
+def check_files(
     tasks: Sequence[str] = (),  # Of `FILES`; empty: those that have a folder
     data_dir: str | Path | None = None,  # Folder of the datasets; see `records.data_dir`
 ) -> dict[str, dict[str, list[str]]]:  # task -> one of `STATES` -> files
@@ -626,7 +626,7 @@ def fetch(
     tasks: Sequence[str] = (),  # Of `FILES`; empty: all
     data_dir: str | Path | None = None,  # Folder of the datasets; see `records.data_dir`
     given: str | Path = '',  # Folder where `datasets.zip` and `ASDiv.xml` lie already: nothing is downloaded
-) -> dict:  # placed: files; tasks: as of `verify`
+) -> dict:  # placed: files; tasks: as of `check_files`
     "Get what is missing of the paper's datasets and ASDiv."
     names, folder, placed = (
         [one_of('dataset', t, FILES) for t in dict.fromkeys(tasks)] or list(FILES),
@@ -637,9 +637,9 @@ def fetch(
     with _alone(folder) as cache:
         for file, source in SOURCES.items():
             absent = set(_noted(folder)['absent'])
-            lacking = [t for t in names if t in source.tasks and set(verify([t], folder)[t]['missing']) - absent]
+            lacking = [t for t in names if t in source.tasks and set(check_files([t], folder)[t]['missing']) - absent]
             if not lacking:
                 continue
             print(f'{file}: {", ".join(lacking)}; licence: {source.licence}', file=sys.stderr)
             placed += _from_source(file, source, lacking, folder, cache, given)
-    return dict(placed=placed, tasks=verify(names, folder))
+    return dict(placed=placed, tasks=check_files(names, folder))

@@ -379,7 +379,7 @@ def _record(run, result):
         ),
         teacher_quality=_teacher_quality(run),
         data=run.data.hashes,
-        stand_in=task.stand_in,
+        stand_in=task.note,
         teacher=_who_says(spec, task),
         provenance=provenance()
         | dict(recipe=recipe(spec), device=str(run.t5.device), resumed=result.resumed, students=result.students)
@@ -401,7 +401,7 @@ def _who_says(spec, task):
         return 'human explanations'
     if spec.teacher:
         return set_name(spec.teacher)
-    return '' if task.own else teacher_name(spec.task, spec.teacher_error)
+    return '' if task.brief else teacher_name(spec.task, spec.teacher_error)
 
 
 def _majority(labels):

@@ -161,7 +161,7 @@ class Prepared:
 def _splits_to_read(spec, task):
     if spec.method == 'rationale_as_input':
         return ('train', 'validation', 'test')
-    has_teacher = spec.teacher or not task.own
+    has_teacher = spec.teacher or not task.brief
     wanted = (
         {'train'}
         if spec.method != 'standard'

@@ -16,9 +16,8 @@ from pathlib import Path
 from ..data.answers import is_correct, normalise_answer
 from ..data.embedded import EMBEDDED
 from ..data.examples import Task, plain_text
-from ..data.own import is_task_folder
-from ..data.paper import PAPER, TASKS, load_rows
-from ..data.tasks import load_task
+from ..data.paper import PAPER, load_rows
+from ..data.tasks import TASKS, is_task_folder, load_task
 from ..records import UsageError, one_of
 from .formats import FORMATS, AnswerFormat, before_stop, find_markers, read_label
 from .recorded import TEACHER_ERROR, completions, recorded_completions, source_split, teacher_name
@@ -141,10 +140,10 @@ def human_rationales(
         spec = EMBEDDED[task.name]
         facts = spec.facts(task.data_seed)
         return {r['id']: Reading(*spec.think(facts, r['input'])) for r in task[split]}
-    if task.own or not PAPER[task.name].explanation:
+    if task.brief or not PAPER[task.name].explanation:
         raise UsageError(f'{task.name} has no human explanations: use rationales=teacher')
     said = {
-        r['id']: r['explanation'] for r in load_rows(task.name, source_split(task, split), data_dir, explained=True)
+        r['id']: r['explanation'] for r in load_rows(task.name, source_split(task, split), task.folder, explained=True)
     }
     return {
         r['id']: Reading(said[r['id']], r['label']) if said[r['id']] else Reading(reason='no rationale')
@@ -190,11 +189,10 @@ def rows_and_readings(
     data_seed: int = 0,  # Of an embedded task
 ) -> tuple:  # What answers look like (`answer` and `label_set`), rows, and one reading for each
     "A split and what its teacher said; of recorded data a split that has a file is read without the others."
+    task = load_task(name, data_dir, stand_in, data_seed)
     if name in PAPER and split in PAPER[name].files and not stand_in:
-        task = PAPER[name]
-        rows, said = load_rows(name, split, data_dir), recorded_completions(name, split, data_dir)
+        rows, said = load_rows(name, split, task.folder), recorded_completions(name, split, data_dir)
     else:
-        task = load_task(name, data_dir, stand_in, data_seed)
         rows, said = task[split].to_list(), completions(task, split, data_dir, teacher_error)
     return task, rows, [read_completion(said[r['id']], FORMATS[name], task.label_set) for r in rows]
 

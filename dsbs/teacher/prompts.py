@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from ..data.answers import plain_equation
 from ..data.embedded import EMBEDDED, embedded_task
 from ..data.examples import Task, plain_text
-from ..data.paper import PAPER, TASKS
+from ..data.paper import PAPER
+from ..data.tasks import TASKS
 from ..records import UsageError, hash_json, one_of
 from .formats import FORMATS, AnswerFormat, answer_format, write_answer
 
@@ -401,13 +402,12 @@ def user_prompt(
 # %% ../../nbs/teacher/10_prompts.ipynb #bcefd8c7
 def prompt_of(task: Task) -> Prompt:
     "The prompt of a loaded task, built-in or your own."
-    if not task.own:
+    if not task.brief:
         return load_prompt(task.name, task.data_seed or 0)
-    own = task.own
     return user_prompt(
-        own.name,
-        own.instruction,
-        [Exemplar(e.input, e.rationale, e.label) for e in own.exemplars()],
-        own.answer,
-        own.labels,
+        task.name,
+        task.brief.instruction,
+        [Exemplar(e.input, e.rationale, e.label) for e in task.brief.exemplars],
+        'label' if task.label_set else task.answer,
+        task.label_set,
     )

@@ -54,7 +54,7 @@ def recorded_completions(
     data_dir: str | Path | None = None,  # Folder of the datasets; see `records.data_dir`
 ) -> dict[str, str]:  # id of the row -> PaLM's raw completion, in row order
     "PaLM 540B's completions, joined to the rows they answer; a `UsageError` when their counts differ."
-    rows, folder = load_rows(name, split, data_dir), find_data_dir(data_dir)
+    rows, folder = load_rows(name, split, find_data_dir(data_dir) / name), find_data_dir(data_dir)
     files = _completion_files(name, split, folder)
     texts = [text for path in files for text in _read_completions(path)]
     if len(texts) != len(rows):
@@ -123,9 +123,7 @@ def completions(
 
 def source_split(task: Task, split: str) -> str:
     "The file from which a split's rows came."
-    if task.stand_in:
-        return 'validation'
-    return split if split in PAPER[task.name].files else 'train'
+    return task.sources[split]
 
 
 def teacher_name(task_name: str, teacher_error: float = TEACHER_ERROR) -> str:

@@ -39,7 +39,7 @@ def extract(
     "What the teacher said about each row of a split."
     if teacher:
         return read_set(teacher, task, split)
-    if task.own:
+    if task.brief:
         raise UsageError(
             f'{task.name}: a task of your own has no recorded teacher: ask one with dsbs extract, then name its folder with teacher=FOLDER'
         )
@@ -296,7 +296,7 @@ def _set_row(task, raw):
     hashes = {raw['input_sha256']} if 'input_sha256' in given else set()
     if 'input' in given:
         hashes.add(input_hash(raw['input']))
-    answer = 'equation' if task.own and task.answer == 'equation' else 'text'
+    answer = 'equation' if task.brief and task.answer == 'equation' else 'text'
     label = checked_label(get_field(raw, 'label'), task.label_set, answer)
     return dict(id=row_id(raw), rationale=get_field(raw, 'rationale').strip(), label=label, hashes=hashes)
 
@@ -419,7 +419,7 @@ def fill_labels(
             raise UsageError(f'{task.name}: no row of {name} has a label, and the teacher gave none that can be read')
         splits[name] = as_split(rows)
     note = '; '.join(
-        [task.stand_in] * bool(task.stand_in)
+        [task.note] * bool(task.note)
         + [f"{n} of {len(splits[name])} labels of {name} are the teacher's" for name, n in filled.items()]
     )
-    return replace(task, splits=splits, stand_in=note)
+    return replace(task, splits=splits, note=note)

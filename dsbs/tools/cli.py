@@ -254,10 +254,10 @@ def _fetch(args):
 
 
 def _verify_data(args):
-    from dsbs.data.fetch import verify
+    from dsbs.data.fetch import check_files
     from dsbs.records import data_dir
 
-    found = verify(args.tasks, args.data_dir)
+    found = check_files(args.tasks, args.data_dir)
     changed, missing = ([n for states in found.values() for n in states[state]] for state in ('changed', 'missing'))
     wrong = [f'changed: {_files(changed)}'] * bool(changed) + [f'missing: {_files(missing)}'] * bool(
         missing and args.tasks

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from dsbs import fetch as fetching
-from dsbs.data.fetch import FILES, SOURCES, FetchError, Source, blob_id, download, fetch, read_asdiv, unpack, verify
+from dsbs.data import fetch as fetching
+from dsbs.data.fetch import FILES, SOURCES, FetchError, Source, blob_id, download, fetch, read_asdiv, unpack
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = bytes(range(256)) * 2000

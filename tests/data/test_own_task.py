@@ -6,8 +6,8 @@ import pytest
 
 from dsbs.records import UsageError
 from dsbs.data.examples import Task
-from dsbs.data.own import is_task_folder, load_own_task
-from dsbs.data.tasks import load_task
+from dsbs.data.own import load_task_folder
+from dsbs.data.tasks import is_task_folder, load_task
 
 LABELLED = (
     'name = "shop"\ninstruction = "Which desk?"\nanswer = "label"\nlabels = ["billing", "Returns", "not for us"]\n'
@@ -67,20 +67,20 @@ def test_a_folder_stands_where_a_name_does(folder):
     assert {s: len(shop[s]) for s in shop.splits} == {'train': 16, 'validation': 2, 'test': 2} and list(
         shop.splits
     ) == ['train', 'validation', 'test']
-    assert shop.stand_in == '2 rows of train.jsonl were held out as test'
-    assert shop.own.instruction == 'Which desk?' and shop.own.answer == 'label'
-    assert [(e.input, e.rationale, e.label) for e in shop.own.exemplars()] == [('x?', 'Because.', 'Returns')]
+    assert shop.note == '2 rows of train.jsonl were held out as test'
+    assert shop.brief.instruction == 'Which desk?' and shop.folder.name == 'mine'
+    assert [(e.input, e.rationale, e.label) for e in shop.brief.exemplars] == [('x?', 'Because.', 'Returns')]
     assert sorted(i for s in shop.splits for i in shop[s]['id']) == [f'shop-train-{i:06d}' for i in range(1, 21)]
-    assert shop.data_hash() == load_own_task(folder()).data_hash()
+    assert shop.data_hash() == load_task_folder(folder()).data_hash()
     assert shop['train'].column_names == ['id', 'input', 'label']
 
 
 def test_files_of_their_own_are_kept_as_they_are(folder):
-    shop = load_own_task(folder(train=rows(), validation=rows(3, word='later'), test=rows(4, word='last')))
+    shop = load_task_folder(folder(train=rows(), validation=rows(3, word='later'), test=rows(4, word='last')))
     assert (
         [len(shop[s]) for s in ('train', 'validation', 'test')] == [20, 3, 4]
-        and not shop.stand_in
-        and not shop.own.exemplars()
+        and not shop.note
+        and not shop.brief.exemplars
     )
     assert shop['test']['input'] == [f'last {i}' for i in range(4)] and shop['train']['input'] == [
         f'message {i}' for i in range(20)
@@ -90,32 +90,32 @@ def test_files_of_their_own_are_kept_as_they_are(folder):
 def test_without_validation_a_tenth_is_held_out_as_for_cqa(folder):
     import datasets
 
-    shop = load_own_task(folder(train=rows(95), test=rows(4, word='last')))
+    shop = load_task_folder(folder(train=rows(95), test=rows(4, word='last')))
     held = datasets.Dataset.from_list(rows(95)).train_test_split(test_size=0.1, seed=0)
     assert (
-        not shop.stand_in
+        not shop.note
         and shop['validation']['input'] == held['test']['input']
         and shop['train']['input'] == held['train']['input']
     )
 
 
 def test_rows_of_one_input_stay_together(folder):
-    shop = load_own_task(folder(train=rows(15) * 2))
+    shop = load_task_folder(folder(train=rows(15) * 2))
     inputs = [set(shop[s]['input']) for s in shop.splits]
     assert sum(map(len, inputs)) == 15 and sum(len(shop[s]) for s in shop.splits) == 30
 
 
 def test_rows_without_a_label(folder):
     some = [r | dict(label=None) if i % 2 else {'input': r['input']} if i % 4 == 0 else r for i, r in enumerate(rows())]
-    shop = load_own_task(folder(train=some, test=rows(4, word='last')))
+    shop = load_task_folder(folder(train=some, test=rows(4, word='last')))
     assert shop.unlabeled('train') + shop.unlabeled('validation') == 15 and shop.unlabeled('test') == 0
-    none = load_own_task(folder(train=[{'input': r['input']} for r in rows()]))
+    none = load_task_folder(folder(train=[{'input': r['input']} for r in rows()]))
     assert none.unlabeled('train') == len(none['train']) and none.example().label is None
 
 
 def test_labels_and_inputs_count_in_the_hash(folder):
     def hashes(train):
-        return load_own_task(
+        return load_task_folder(
             folder(train=train, validation=rows(2, word='later'), test=rows(2, word='last'))
         ).data_hash()
 
@@ -134,14 +134,14 @@ def test_what_a_person_may_write(folder):
         dict(input='b', label='not for us', id='x', rationale='Said so.'),
         dict(input='c', label=None, id=None, rationale=None),
     ]
-    shop = load_own_task(folder(train=rows(), test=given))
+    shop = load_task_folder(folder(train=rows(), test=given))
     assert shop['test'].to_list() == [
         dict(id='7', input=' a ', label='Returns'),
         dict(id='x', input='b', label='not for us'),
         dict(id='shop-test-000003', input='c', label=None),
     ]
-    assert load_own_task(folder(EQUATION, train=rows(label='(10 * 45)'))).answer == 'equation'
-    assert load_own_task(folder(TEXT, train=rows(label='anything'))).label_set == ()
+    assert load_task_folder(folder(EQUATION, train=rows(label='(10 * 45)'))).answer == 'equation'
+    assert load_task_folder(folder(TEXT, train=rows(label='anything'))).label_set == ()
 
 
 @pytest.mark.parametrize(
@@ -155,10 +155,12 @@ def test_what_a_person_may_write(folder):
     ids=['byte-order mark', 'Windows line ends', 'blank lines', 'no last line end'],
 )
 def test_text_as_editors_save_it(folder, change):
-    plain = load_own_task(folder())
-    other = load_own_task(folder(change(LABELLED.encode()), change(lines(rows()).encode())))
-    assert other.own == plain.own and sorted(text for s in other.splits for text in other[s]['input']) == sorted(
-        r['input'] for r in rows()
+    plain = load_task_folder(folder())
+    other = load_task_folder(folder(change(LABELLED.encode()), change(lines(rows()).encode())))
+    assert (
+        other.brief == plain.brief
+        and other.label_set == plain.label_set
+        and sorted(text for s in other.splits for text in other[s]['input']) == sorted(r['input'] for r in rows())
     )
 
 
@@ -318,7 +320,7 @@ def test_what_is_scored_was_not_trained_on(folder, split):
     )
     refused(folder(**{split: again + [dict(input='message 5')]}), '2 such pairs')
     twice = [dict(input='new'), dict(input='new')]
-    assert len(load_own_task(folder(**{split: twice}))[split]) == 2
+    assert len(load_task_folder(folder(**{split: twice}))[split]) == 2
 
 
 @pytest.mark.parametrize(
@@ -352,11 +354,11 @@ def test_an_exemplar_is_no_row_on_which_we_score(folder, split):
 
 
 def test_an_exemplar_is_never_held_out(folder):
-    held = {s: load_own_task(folder())[s]['input'] for s in ('validation', 'test')}
+    held = {s: load_task_folder(folder())[s]['input'] for s in ('validation', 'test')}
     worked = [dict(input=i, rationale='Because.', label='billing') for some in held.values() for i in some]
-    shop = load_own_task(folder(exemplars=worked))
+    shop = load_task_folder(folder(exemplars=worked))
     assert {e['input'] for e in worked} <= set(shop['train']['input']) and sum(len(shop[s]) for s in shop.splits) == 20
-    other = load_own_task(folder(exemplars=[dict(input='x?', rationale='Because.', label='billing')]))
+    other = load_task_folder(folder(exemplars=[dict(input='x?', rationale='Because.', label='billing')]))
     assert held == {s: other[s]['input'] for s in held}
     refused(
         folder(exemplars=[dict(input=f'message {i}', rationale='Because.', label='billing') for i in range(11)]),

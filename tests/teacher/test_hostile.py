@@ -12,9 +12,8 @@ from dsbs.hub import hub_name
 from dsbs.method.settings import check_student, student_hash
 from dsbs.runs.specs import RunSpec, run_key
 from dsbs.method.student import make_student
-from dsbs.data.paper import TASKS
-from dsbs.data.own import read_own_task
-from dsbs.data.tasks import load_task
+from dsbs.data.own import read_task_file
+from dsbs.data.tasks import TASKS, load_task
 from dsbs.hub import check_model
 from dsbs.teacher.recorded import SimulatedTeacher
 from dsbs.teacher.questions import Answer, AnswerStore
@@ -86,7 +85,7 @@ def test_a_task_of_ones_own_is_named_plainly(name, tmp_path):
         return
     (tmp_path / 'task.toml').write_text(f'name = {json.dumps(name)}\ninstruction = "Say."\nanswer = "text"\n')
     with pytest.raises(UsageError) as e:
-        read_own_task(tmp_path)
+        read_task_file(tmp_path)
     assert '\n' not in str(e.value)
 
 

@@ -11,7 +11,8 @@ from dsbs.teacher.formats import FORMATS, answer_format, write_answer
 from dsbs.teacher.prompts import load_prompt
 from dsbs.records import UsageError
 from dsbs.data.embedded import EMBEDDED, embedded_task
-from dsbs.data.paper import PAPER, TASKS, load_rows
+from dsbs.data.paper import PAPER, load_rows
+from dsbs.data.tasks import TASKS
 
 
 def plain(text):
@@ -30,7 +31,7 @@ def test_no_exemplar_is_in_a_dataset(recorded, name):
     if not splits:
         pytest.skip(f'no file of {name}')
     for split in splits:
-        assert not ours & {stem(r['input']) for r in load_rows(name, split, recorded)}
+        assert not ours & {stem(r['input']) for r in load_rows(name, split, Path(recorded) / name)}
 
 
 @pytest.mark.parametrize('name', EMBEDDED)
