@@ -12,7 +12,7 @@ from matplotlib import pyplot as plt
 from nbconvert import HTMLExporter
 from nbconvert.filters import markdown2html
 
-from dsbs import page as module
+from dsbs.evidence import page as module
 from dsbs.teacher.extraction import Reading
 from dsbs.evidence.grids import FIGURES, grid, specs_of
 from dsbs.evidence.page import page_html, write_page

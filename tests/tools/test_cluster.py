@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest, yaml
 
-from dsbs import cluster
+from dsbs.tools import cluster
 from dsbs.tools.cluster import MARK, PROFILES, emit_snakemake, run_settings
 from dsbs.evidence.grids import grid, specs_of
 from dsbs.runs.specs import RunSpec, make_spec, run_key
