@@ -1,6 +1,10 @@
 "A server that speaks as an OpenAI-compatible one does, and fails as they do."
 
-import asyncio, hashlib, json, sys, threading
+import asyncio
+import hashlib
+import json
+import sys
+import threading
 from collections import Counter
 
 PASSING = (

@@ -1,9 +1,18 @@
 "What is generated equals what it is generated from."
 
-import ast, configparser, json, os, re, shutil, subprocess, sys
+import ast
+import configparser
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
-import nbformat, pytest, yaml
+import nbformat
+import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 WINGS = ['', 'data', 'teacher', 'method', 'runs', 'evidence', 'tools']

@@ -1,15 +1,19 @@
 "The answer check and the reader of completions, on what untrusted text may hold."
 
-import contextlib, random, sys, time
+import contextlib
+import random
+import sys
+import time
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from dsbs.teacher.extraction import read_completion, teacher_accuracy
-from dsbs.teacher.formats import FORMATS, answer_format
-from dsbs.records import hash_json
 from dsbs.data.answers import EquationError, equation_value, is_correct
 from dsbs.data.paper import PAPER
+from dsbs.records import hash_json
+from dsbs.teacher.extraction import read_completion, teacher_accuracy
+from dsbs.teacher.formats import FORMATS, answer_format
 from dsbs.teacher.recorded import recorded_completions
 
 HOSTILE = [
@@ -205,8 +209,8 @@ arithmetic = st.recursive(
 
 @given(arithmetic)
 def test_agrees_with_python_on_arithmetic(text):
-    from fractions import Fraction
     import re
+    from fractions import Fraction
 
     exact = re.sub(r'\d+', lambda m: f'Fraction({m[0]})', text)
     try:

@@ -1,17 +1,23 @@
 "Claims judged by records made up so that the verdict is known."
 
-import json, math, random, subprocess, sys
+import json
+import math
+import random
+import subprocess
+import sys
 from dataclasses import asdict
 from functools import partial
 
-import pandas as pd, pytest
-from hypothesis import HealthCheck, given, settings, strategies as st
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from dsbs import claims
-from dsbs.evidence.published import OPEN_CHOICES, PAPER_TABLES, REPRODUCTIONS
+from dsbs.evidence import claims
 from dsbs.evidence.claims import CLAIMS, VERDICTS, decide, judge
 from dsbs.evidence.grids import FIGURES, PANELS, grid, specs_of
 from dsbs.evidence.plan import plan
+from dsbs.evidence.published import OPEN_CHOICES, PAPER_TABLES, REPRODUCTIONS
 from dsbs.records import UsageError
 
 IDS = [

@@ -2,11 +2,13 @@
 
 import json
 
-import nbformat, psutil, pytest
+import nbformat
+import psutil
+import pytest
 
-from dsbs import reporting
-from dsbs.records import UsageError
+from dsbs.evidence import reporting
 from dsbs.evidence.reporting import check_parameters, run_notebook
+from dsbs.records import UsageError
 
 PARAMETERS = '\n'.join(
     f'{name} = {default!r}'

@@ -1,15 +1,20 @@
 "Every figure and table: its notebook, its runs, its published records, and what a reader changes."
 
-import json, os, shutil, subprocess, sys
+import json
+import os
+import shutil
+import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
-import nbformat, pytest
+import nbformat
+import pytest
 
-from dsbs.runs.experiments import read_results
 from dsbs.evidence.grids import FIGURES, grid, presets_of, specs_of
-from dsbs.records import canonical_json
 from dsbs.evidence.reporting import check_preset, figure_notebooks
+from dsbs.records import canonical_json
+from dsbs.runs.experiments import read_results
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent

@@ -1,15 +1,15 @@
 "The loss of a large vocabulary, summed over pieces of the positions: the same loss and gradient, and fewer logits at a time."
 
-import pytest, torch
+import pytest
+import torch
 from torch.nn.functional import cross_entropy
 
-from dsbs import multitask
+from dsbs.method import multitask
 from dsbs.method.multitask import StepByStep, Tokenised, collate
-from dsbs.method.settings import SCRATCH
-from dsbs.runs.specs import RunSpec, recipe
+from dsbs.method.settings import SCRATCH, TrainingConfig
 from dsbs.method.student import make_student
-from dsbs.method.settings import TrainingConfig
 from dsbs.method.training import Trainee, fit
+from dsbs.runs.specs import RunSpec, recipe
 
 pytestmark = pytest.mark.numeric
 

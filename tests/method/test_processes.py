@@ -1,6 +1,10 @@
 "One training by several processes: it is that of one process."
 
-import json, os, signal, subprocess, sys
+import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -99,7 +103,7 @@ def test_two_processes_that_compute_blocks_twice_train_as_without(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize('way', ['ddp', 'fsdp2'])
 def test_two_processes_sum_a_loss_in_pieces(tmp_path, way):
-    few = 'from dsbs import multitask; multitask.LOGITS = 2000'  # some twenty positions of this vocabulary
+    few = 'from dsbs.method import multitask; multitask.LOGITS = 2000'  # some twenty positions of this vocabulary
     one, two = (record(start(tmp_path, which, runs=which, first=few))[0] for which in ('one', way))
     same_training(one, two)
 
@@ -129,8 +133,8 @@ def test_two_processes_are_stopped_and_go_on(tmp_path, way):
 
 
 def test_what_several_processes_cannot_do(tmp_path, monkeypatch):
-    from dsbs.runs.experiments import run_all
     from dsbs.records import UsageError
+    from dsbs.runs.experiments import run_all
 
     monkeypatch.setenv('WORLD_SIZE', '2')
     with pytest.raises(UsageError, match='one run, not a grid'):

@@ -4,17 +4,18 @@ import random
 from collections import Counter
 from dataclasses import replace
 
-import pytest, torch
+import pytest
+import torch
 from transformers import T5ForConditionalGeneration
 
-from dsbs import student
+from dsbs.method import stack
 from dsbs.method.multitask import StepByStep, Tokenised, collate
-from dsbs.runs.run import train_run
 from dsbs.method.settings import TrainingConfig
-from dsbs.runs.specs import RunSpec, run_key
-from dsbs.method.student import scratch_config
 from dsbs.method.stack import Stack
+from dsbs.method.student import scratch_config
 from dsbs.method.training import Trainee, fit
+from dsbs.runs.run import train_run
+from dsbs.runs.specs import RunSpec, run_key
 
 pytestmark = pytest.mark.numeric
 
@@ -69,7 +70,7 @@ WAYS = {
 
 @pytest.mark.parametrize('way', WAYS)
 def test_weights_are_equal_to_the_bit(way, monkeypatch):
-    went, whole = [], student._feed_forward
+    went, whole = [], stack._feed_forward
     monkeypatch.setattr(
         student, '_feed_forward', lambda stack, hidden, layer: went.append(layer) or whole(stack, hidden, layer)
     )
@@ -110,9 +111,7 @@ def test_the_generator_is_where_it_would_be(between):
 
 def test_masks_drawn_anew_would_show(monkeypatch):
     "Else the equalities above would say nothing."
-    monkeypatch.setattr(
-        student._Redrawn, '__enter__', lambda self: setattr(self, 'now', self.random.bit_generator.state)
-    )
+    monkeypatch.setattr(stack._Redrawn, '__enter__', lambda self: setattr(self, 'now', self.random.bit_generator.state))
     assert not torch.equal(gradients(False)[0], gradients(True)[0])
 
 
@@ -144,7 +143,7 @@ def test_little_waits_for_the_backward_pass():
 
 
 def test_only_training_with_gradients_computes_twice(monkeypatch):
-    monkeypatch.setattr(student, 'checkpoint', lambda *args, **how: pytest.fail('a block was to be computed again'))
+    monkeypatch.setattr(stack, 'checkpoint', lambda *args, **how: pytest.fail('a block was to be computed again'))
     batch = collate(rows()[:8])
     model(True).eval()(batch)
     model(False)(batch)

@@ -1,9 +1,11 @@
 "The student's arithmetic: T5 of both forms against committed logits, and updates that do not depend on how a batch is cut."
 
-import json, math
+import json
+import math
 from pathlib import Path
 
-import pytest, torch
+import pytest
+import torch
 from accelerate import Accelerator
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import T5Config, T5ForConditionalGeneration
@@ -11,8 +13,8 @@ from transformers import T5Config, T5ForConditionalGeneration
 from dsbs.method.answering import _greedy
 from dsbs.method.multitask import StepByStep, Tokenised
 from dsbs.method.settings import TrainingConfig
-from dsbs.method.student import make_student, train_tokenizer
 from dsbs.method.stack import Stack
+from dsbs.method.student import make_student, train_tokenizer
 from dsbs.method.training import micro_batches, update
 
 pytestmark = pytest.mark.numeric

@@ -1,23 +1,32 @@
 "Checkpoints: what kills, damages, fills or interrupts changes no weight of a student, and is said."
 
-import errno, itertools, json, os, random, shutil, signal
+import errno
+import itertools
+import json
+import os
+import random
+import shutil
+import signal
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 
-import pytest, torch
+import pytest
+import torch
+from nearly import nearly_the_same
 from transformers import T5ForConditionalGeneration
 
-from dsbs import checkpoints, runs, training
-from dsbs.runs.checkpoints import CheckpointError, load_checkpoint, save_checkpoint
+from dsbs.method import training
 from dsbs.method.multitask import StepByStep, Tokenised
-from dsbs.records import DRIFT, is_near
-from dsbs.runs.run import train_run, train_runs
-from dsbs.runs.verifying import same_numbers
 from dsbs.method.settings import TrainingConfig
-from dsbs.runs.specs import RunSpec, run_key
 from dsbs.method.student import scratch_config
 from dsbs.method.training import Interrupted, Trainee, TrainingResult, fit
-from nearly import nearly_the_same
+from dsbs.records import DRIFT, is_near
+from dsbs.runs import checkpoints
+from dsbs.runs import run as runs
+from dsbs.runs.checkpoints import CheckpointError, load_checkpoint, save_checkpoint
+from dsbs.runs.run import train_run, train_runs
+from dsbs.runs.specs import RunSpec, run_key
+from dsbs.runs.verifying import same_numbers
 
 pytestmark = pytest.mark.numeric
 

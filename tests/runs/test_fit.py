@@ -1,8 +1,11 @@
 "A pretrained student whose parts do not fit: one line each, before anything is trained."
 
-import json, shutil
+import json
+import shutil
 
-import pytest, torch
+import pytest
+import torch
+from small_t5 import change, own_task, small_t5, small_tokenizer, weights
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
@@ -16,14 +19,13 @@ from transformers import (
     UMT5ForConditionalGeneration,
 )
 
-from dsbs.method.views import make_views
-from dsbs.runs.tokens import tokens_key
-from dsbs.records import UsageError
-from dsbs.method.settings import student_hash
-from dsbs.runs.specs import RunSpec
-from dsbs.method.student import make_student
 from dsbs.data.examples import Example
-from small_t5 import change, own_task, small_t5, small_tokenizer, weights
+from dsbs.method.settings import student_hash
+from dsbs.method.student import make_student
+from dsbs.method.views import make_views
+from dsbs.records import UsageError
+from dsbs.runs.specs import RunSpec
+from dsbs.runs.tokens import tokens_key
 
 FEW = dict(
     d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, feed_forward_proj='gated-gelu', decoder_start_token_id=0

@@ -3,15 +3,16 @@
 from dataclasses import replace
 
 import pytest
+from nearly import nearly_the_same
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-from dsbs import runs
 from dsbs.method.answering import generate, input_batches, label_accuracy
+from dsbs.runs import run as runs
+from dsbs.runs import saved
 from dsbs.runs.experiments import run_all, run_together
 from dsbs.runs.run import train_run
-from dsbs.runs.verifying import same_numbers
 from dsbs.runs.specs import RunSpec, prepare, run_key
-from nearly import nearly_the_same
+from dsbs.runs.verifying import same_numbers
 
 pytestmark = pytest.mark.numeric
 
@@ -114,7 +115,7 @@ def test_task_named_at_the_decoder(tmp_path):
         alone[0]['metrics']['tokens'] < encoder['metrics']['tokens']
         and alone[0]['history'][0]['rationale_loss'] != encoder['history'][0]['rationale_loss']
     )
-    kept = runs.run_and_save(decoder[0], tmp_path / 'student')
+    kept = saved.run_and_save(decoder[0], tmp_path / 'student')
     assert (
         same_numbers(kept) == same_numbers(alone[0])
         and 'prefix' not in (tmp_path / 'student' / 'README.md').read_text()

@@ -1,18 +1,25 @@
 "Several launchers on one folder of runs: nothing made twice, nothing lost, and an end when one is asked for."
 
-import contextlib, json, os, random, signal, subprocess, sys, time
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from waiting import HANGS, wait_for
 
-from dsbs import experiments, leases
+from dsbs.runs import experiments, leases
 from dsbs.runs.experiments import POLL, run, run_all, run_status
 from dsbs.runs.leases import BEAT, STALE, lease_holder, take_lease
 from dsbs.runs.specs import RunSpec, run_key
-from waiting import HANGS, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = RunSpec(

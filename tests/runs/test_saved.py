@@ -1,16 +1,21 @@
 "A student that is saved is the one that was scored: asked as its card says, it gives the recorded answers."
 
-import json, re, subprocess, sys
+import json
+import re
+import subprocess
+import sys
 
-import pytest, torch
+import pytest
+import torch
+from small_t5 import change, own_task, rationale_set, small_t5
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, ByT5Tokenizer
 
-from dsbs import runs
+from dsbs.data.answers import is_correct
+from dsbs.method.student import make_student
+from dsbs.runs import run as runs
+from dsbs.runs import saved
 from dsbs.runs.saved import ask_saved, model_card, run_and_save
 from dsbs.runs.specs import make_spec
-from dsbs.method.student import make_student
-from dsbs.data.answers import is_correct
-from small_t5 import change, own_task, rationale_set, small_t5
 
 QUICK = dict(
     method='standard', max_steps=40, eval_every=20, batch_size=16, learning_rate=5e-3, dropout=0.0, schedule='constant'
@@ -185,14 +190,14 @@ def test_the_longest_answer_is_that_of_all_labels_learned(source, tmp_path):
 
 def test_a_student_that_answers_otherwise_is_not_saved(tmp_path, monkeypatch, main):
     own_task(tmp_path / 'task')
-    spoil = runs.answer_as_scored
+    spoil = saved.answer_as_scored
 
     def other(t5, n):
         spoil(t5, n)
         with torch.no_grad():
             t5.shared.weight.copy_(t5.shared.weight.flip(0))
 
-    monkeypatch.setattr(runs, 'answer_as_scored', other)
+    monkeypatch.setattr(saved, 'answer_as_scored', other)
     call = (
         'run',
         '--json',
@@ -216,13 +221,13 @@ def test_as_good_as_equal_is_no_difference(tmp_path):
     other = record | dict(answers={i: 'another answer' for i in record['answers']})
     questions = [f'[label] {i}' for i in record['answers']]
     with pytest.raises(RuntimeError, match='answers otherwise'):
-        runs.check_saved(folder, other, questions)
+        saved.check_saved(folder, other, questions)
     t5 = AutoModelForSeq2SeqLM.from_pretrained(folder)
     with torch.no_grad():
         t5.shared.weight[:] = t5.shared.weight[5]
     t5.save_pretrained(folder)
     assert all(ahead < 1e-3 for _, ahead in ask_saved(folder, questions, 3))
-    runs.check_saved(folder, other, questions)
+    saved.check_saved(folder, other, questions)
 
 
 def test_a_card_of_an_older_record(tmp_path):

@@ -5,9 +5,9 @@ from dataclasses import asdict, fields
 
 import pytest
 
-from dsbs import specs
-from dsbs.method.views import METHODS, PREFIXES, TASK_PREFIXES
 from dsbs.method.settings import LOSS_FORMS, SCRATCH
+from dsbs.method.views import METHODS, PREFIXES, TASK_PREFIXES
+from dsbs.runs import specs
 from dsbs.runs.specs import KEEP, LABEL_SOURCES, RATIONALES, RunSpec, key_of, make_spec, prepare, recipe, run_key
 
 FROZEN = [  # made at commit 6a2f33d

@@ -1,26 +1,33 @@
 "Tokens kept on the disk, and batches collated ahead: nothing of a run changes, and what is damaged is seen."
 
-import errno, itertools, json, shutil, threading
+import errno
+import itertools
+import json
+import shutil
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import pytest, torch
+import pytest
+import torch
 
-from dsbs import multitask, runs, training
+from dsbs.data.examples import Example
+from dsbs.method import training
+from dsbs.method.multitask import StepByStep, Tokenised, tokenise
+from dsbs.method.settings import TrainingConfig
+from dsbs.method.student import make_student, train_tokenizer
+from dsbs.method.training import Interrupted, Trainee, fit
+from dsbs.method.views import make_views
+from dsbs.runs import run as runs
+from dsbs.runs import tokens
 from dsbs.runs.checkpoints import load_checkpoint
 from dsbs.runs.experiments import run_all, run_status
-from dsbs.method.views import make_views
-from dsbs.method.multitask import StepByStep, Tokenised, tokenise
-from dsbs.runs.tokens import TokenTable, cut, cut_rows, tokenise_once, tokens_key
 from dsbs.runs.run import train_runs
-from dsbs.runs.verifying import check_record, record_named, same_numbers
-from dsbs.method.settings import TrainingConfig
 from dsbs.runs.specs import make_spec
-from dsbs.method.student import make_student, train_tokenizer
-from dsbs.data.examples import Example
-from dsbs.method.training import Interrupted, Trainee, fit
+from dsbs.runs.tokens import TokenTable, cut, cut_rows, tokenise_once, tokens_key
+from dsbs.runs.verifying import check_record, record_named, same_numbers
 
 pytestmark = pytest.mark.numeric
 
@@ -38,8 +45,8 @@ EXAMPLES = [
 @pytest.fixture(autouse=True)
 def many(monkeypatch):
     "What is many, and what is tokenised at a time."
-    monkeypatch.setattr(multitask, 'MANY', 16)
-    monkeypatch.setattr(multitask, 'PIECE', 7)
+    monkeypatch.setattr(tokens, 'MANY', 16)
+    monkeypatch.setattr(tokens, 'PIECE', 7)
 
 
 def tokenizer():
@@ -82,13 +89,13 @@ def test_kept_rows_are_the_rows(tmp_path, where, on_disk):
 
 def test_found_again_nothing_is_tokenised(tmp_path, monkeypatch):
     first = list(kept(tmp_path))
-    monkeypatch.setattr(multitask, 'tokenise', None)
+    monkeypatch.setattr(tokens, 'tokenise', None)
     assert list(kept(tmp_path)) == first
 
 
 def test_few_rows_and_no_folder_write_nothing(tmp_path, monkeypatch):
     kept(None)
-    monkeypatch.setattr(multitask, 'MANY', 41)
+    monkeypatch.setattr(tokens, 'MANY', 41)
     assert kept(tmp_path) == lists() and not names(tmp_path)
 
 
@@ -170,13 +177,13 @@ def test_workers_at_once_all_end_with_a_whole_one(tmp_path, monkeypatch, capsys,
     if damaged:
         kept(tmp_path)
         next(tmp_path.iterdir()).write_bytes(b'')
-    keep, together = multitask._keep, threading.Barrier(4)
+    keep, together = tokens._keep, threading.Barrier(4)
 
     def at_once(*args):
         together.wait()
         keep(*args)
 
-    monkeypatch.setattr(multitask, '_keep', at_once)
+    monkeypatch.setattr(tokens, '_keep', at_once)
     plain = lists()
     own = [tokenizer() for _ in range(4)]
     with ThreadPoolExecutor(4) as pool:
@@ -186,7 +193,7 @@ def test_workers_at_once_all_end_with_a_whole_one(tmp_path, monkeypatch, capsys,
         and len(names(tmp_path)) == 1
         and capsys.readouterr().err.count('made anew') == 4 * damaged
     )
-    monkeypatch.setattr(multitask, 'tokenise', None)
+    monkeypatch.setattr(tokens, 'tokenise', None)
     assert list(kept(tmp_path)) == plain and not capsys.readouterr().err
 
 
@@ -196,7 +203,7 @@ def test_a_full_disk_costs_the_tokens_and_not_the_run(tmp_path, monkeypatch, cap
 
     monkeypatch.setattr(Path, 'write_bytes', full)
     times = []
-    monkeypatch.setattr(multitask, 'tokenise', lambda views, *rest: times.append(len(views)) or tokenise(views, *rest))
+    monkeypatch.setattr(tokens, 'tokenise', lambda views, *rest: times.append(len(views)) or tokenise(views, *rest))
     assert list(kept(tmp_path)) == lists() and not names(tmp_path) and sum(times) == len(EXAMPLES)
     said = capsys.readouterr().err
     assert said.count('\n') == 1 and 'No space left' in said and 'stay in memory' in said
@@ -250,7 +257,7 @@ def test_records_with_tokens_on_the_disk_are_the_records_without(tmp_path, monke
     on_disk = records(specs, runs_dir=tmp_path)
     assert names(tmp_path) == ['tokens'] and len(names(tmp_path / 'tokens')) == len(specs)
     in_memory = records(specs)
-    monkeypatch.setattr(multitask, 'MANY', 10**6)
+    monkeypatch.setattr(tokens, 'MANY', 10**6)
     assert on_disk == in_memory == records(specs, runs_dir=tmp_path)
 
 

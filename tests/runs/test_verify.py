@@ -1,16 +1,18 @@
 "`dsbs verify`: a record that was made as it says comes out equal; one that was changed, or made of other data, does not."
 
-import copy, json, random
+import copy
+import json
+import random
 from pathlib import Path
 
 import pytest
 
-from dsbs import runs
-from dsbs.records import published
-from dsbs.records import canonical_json, write_text
+from dsbs.records import canonical_json, published, write_text
+from dsbs.runs import run as runs
+from dsbs.runs import verifying
 from dsbs.runs.run import train_run
-from dsbs.runs.verifying import check_record
 from dsbs.runs.specs import ADDED, key_of, make_spec
+from dsbs.runs.verifying import check_record
 
 pytestmark = pytest.mark.numeric
 
@@ -31,7 +33,7 @@ def record(made):
 
 @pytest.fixture
 def no_training(monkeypatch):
-    monkeypatch.setattr(runs, 'train_run', lambda *args, **kw: pytest.fail('trained'))
+    monkeypatch.setattr(verifying, 'train_run', lambda *args, **kw: pytest.fail('trained'))
 
 
 def call(main, path, record, *more):
@@ -200,7 +202,7 @@ def test_a_tampered_number_is_found_by_training_again(what, record, main, tmp_pa
 @pytest.mark.parametrize('what', FOUND_BY_TRAINING)
 @pytest.mark.parametrize('why', ['another machine', 'another instruction set', 'beside others', 'resumed elsewhere'])
 def test_where_digits_may_differ_what_is_near_holds(what, why, record, main, tmp_path, made, monkeypatch):
-    monkeypatch.setattr(runs, 'train_run', lambda *args, **kw: (copy.deepcopy(made),))
+    monkeypatch.setattr(verifying, 'train_run', lambda *args, **kw: (copy.deepcopy(made),))
     change, field, near = FOUND_BY_TRAINING[what]
     change(record)
     changed = {
@@ -223,7 +225,7 @@ def test_where_digits_may_differ_what_is_near_holds(what, why, record, main, tmp
 
 
 def test_the_tolerance_is_stated(record, main, tmp_path, made, monkeypatch):
-    monkeypatch.setattr(runs, 'train_run', lambda *args, **kw: (copy.deepcopy(made),))
+    monkeypatch.setattr(verifying, 'train_run', lambda *args, **kw: (copy.deepcopy(made),))
     record['provenance']['isa'] = 'another'
     record['history'][0]['loss'] *= 1.0005
     write_text(tmp_path / 'record.json', json.dumps(record))
@@ -241,13 +243,13 @@ def test_an_old_record_that_may_have_had_others_beside_it(record, no_training):
     "Before a record told how many trained side by side, one without dropout may have been one of several."
     del record['provenance']['students']
     same = dict(kind='same')
-    assert runs._why_digits_differ(record, same) == []
+    assert verifying._why_digits_differ(record, same) == []
     record['spec']['dropout'] = 0.0
-    assert runs._why_digits_differ(record, same) == ['trained beside other students']
+    assert verifying._why_digits_differ(record, same) == ['trained beside other students']
 
 
 def test_another_machine_is_named(record, main, tmp_path, made, monkeypatch):
-    monkeypatch.setattr(runs, 'train_run', lambda *args, **kw: (copy.deepcopy(made),))
+    monkeypatch.setattr(verifying, 'train_run', lambda *args, **kw: (copy.deepcopy(made),))
     record['provenance']['machine']['processor'] = 'another'
     record['provenance']['versions']['torch'] = '2.13.1'
     record['provenance']['device'] = 'cuda:0'
@@ -323,7 +325,7 @@ def test_every_published_record_fits_itself():
         pytest.skip('nothing is published yet')
     for r in rows:
         assert key_of(make_spec(ADDED | r['spec']), r['spec']['task'], r['data']) == r['key'], r['key']
-        assert all(said == fits for _, said, fits in runs._of_accuracies(r['metrics'], r['evaluations'])), r['key']
+        assert all(said == fits for _, said, fits in verifying._of_accuracies(r['metrics'], r['evaluations'])), r['key']
     for r in random.Random(1).sample(rows, 20):
         assert (
             key_of(make_spec(ADDED | r['spec'] | dict(seed=r['spec']['seed'] + 1)), r['spec']['task'], r['data'])

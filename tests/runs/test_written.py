@@ -4,18 +4,18 @@ import json
 from collections import Counter
 
 import pytest
+from small_t5 import own_task, rationale_set, small_t5, small_tokenizer
 from transformers import ByT5Tokenizer
 
-from dsbs import runs
+from dsbs.data.examples import Example
 from dsbs.method.answering import unwritable
 from dsbs.method.multitask import cut_ids
-from dsbs.runs.tokens import lost
+from dsbs.method.student import SPECIAL, as_text, make_student, special_pieces, train_tokenizer
 from dsbs.records import UsageError
+from dsbs.runs import run as runs
 from dsbs.runs.run import train_run
 from dsbs.runs.specs import make_spec, prepare, recipe
-from dsbs.method.student import SPECIAL, as_text, make_student, special_pieces, train_tokenizer
-from dsbs.data.examples import Example
-from small_t5 import own_task, rationale_set, small_t5, small_tokenizer
+from dsbs.runs.tokens import lost
 
 QUICK = dict(
     method='standard', student='scratch-32x1', max_steps=1, eval_every=1, batch_size=8, learning_rate=5e-3, dropout=0.0
@@ -351,7 +351,7 @@ def test_unknown_pieces_are_counted_and_said(t5, tmp_path, capsys):
 
 
 def test_counts_are_those_of_a_table_on_the_disk(tmp_path, monkeypatch):
-    from dsbs import multitask
+    from dsbs.runs import tokens
 
     rows = own_task(tmp_path / 'task', text='of order {i} it is {word}')
     rationale_set(tmp_path / 'set', rows)
@@ -362,7 +362,7 @@ def test_counts_are_those_of_a_table_on_the_disk(tmp_path, monkeypatch):
         )
     )
     plain = train_run(spec)[0]
-    monkeypatch.setattr(multitask, 'MANY', 4)
+    monkeypatch.setattr(tokens, 'MANY', 4)
     kept = [runs.train_runs([spec], runs_dir=tmp_path / 'runs')[0][0] for _ in range(2)]
     assert (
         [k['metrics'] for k in kept] == [plain['metrics']] * 2

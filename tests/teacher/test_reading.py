@@ -1,20 +1,22 @@
 "An answer is read whole: labels, equations, markers, thoughts, scripts."
 
-import json, unicodedata
+import json
+import unicodedata
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from dsbs.teacher.extraction import Reading, read_completion, without_thinking
-from dsbs.teacher.sets import read_answer
-from dsbs.teacher.formats import FORMATS, answer_format, write_answer
-from dsbs.teacher.prompts import user_prompt
-from dsbs.records import UsageError
-from dsbs.data.examples import near_duplicates
 from dsbs.data.answers import is_correct, normalise_answer, plain_equation
+from dsbs.data.examples import near_duplicates
 from dsbs.data.own import checked_label
 from dsbs.data.tasks import load_task
+from dsbs.records import UsageError
+from dsbs.teacher.extraction import Reading, read_completion, without_thinking
+from dsbs.teacher.formats import FORMATS, answer_format, write_answer
+from dsbs.teacher.prompts import user_prompt
 from dsbs.teacher.questions import Answer
+from dsbs.teacher.sets import read_answer
 
 LABEL, TEXT, EQUATION = map(answer_format, ('label', 'text', 'equation'))
 

@@ -1,19 +1,20 @@
 "Rationale sets: what ties them to their task, what is refused, and what a new call may not take away."
 
-import json, unicodedata
+import json
+import unicodedata
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from hypothesis import HealthCheck, given, settings, strategies as st
-
-from dsbs.teacher.extraction import Reading
-from dsbs.teacher.sets import extract_live, read_set, set_name
-from dsbs.teacher.prompts import prompt_of
-from dsbs.records import UsageError
-from dsbs.runs.specs import RunSpec, prepare
 from dsbs.data.examples import input_hash
 from dsbs.data.tasks import load_task
+from dsbs.records import UsageError
+from dsbs.runs.specs import RunSpec, prepare
+from dsbs.teacher.extraction import Reading
+from dsbs.teacher.prompts import prompt_of
 from dsbs.teacher.questions import Answer, AnswerStore
+from dsbs.teacher.sets import extract_live, read_set, set_name
 
 TOML = 'name = "signs"\ninstruction = "Say which."\nanswer = "label"\nlabels = ["low", "high"]\n'
 

@@ -1,19 +1,29 @@
 "Live teachers: faults, kills, secrets, pace."
 
-import asyncio, base64, json, os, random, shutil, signal, socket, subprocess, sys, time
+import asyncio
+import base64
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
+from stub_server import LASTING, PASSING, Stub, completion, faults
 
-from dsbs.teacher.extraction import Reading
-from dsbs.teacher.sets import read_set
-from dsbs.records import WorkFailed
 from dsbs.data.tasks import load_task
+from dsbs.records import WorkFailed
+from dsbs.teacher.extraction import Reading
+from dsbs.teacher.live import Clock, ask_all
 from dsbs.teacher.questions import Answer, AnswerStore, Question, Sampling, answer_key
 from dsbs.teacher.servers import Server
-from dsbs.teacher.live import Clock, ask_all
-from stub_server import LASTING, PASSING, Stub, completion, faults
+from dsbs.teacher.sets import read_set
 
 ROOT = Path(__file__).resolve().parents[2]
 DSBS = str(Path(sys.executable).parent / 'dsbs')
@@ -275,8 +285,9 @@ def tiny_llm(tmp_path_factory):
     "A folder with a tiny random chat model."
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
-    from dsbs.method.student import train_tokenizer
+
     from dsbs.data.embedded import embedded_task
+    from dsbs.method.student import train_tokenizer
 
     folder = tmp_path_factory.mktemp('llm')
     tokenizer = train_tokenizer(
@@ -306,7 +317,8 @@ def tiny_llm(tmp_path_factory):
 @pytest.fixture(scope='module')
 def server(tiny_llm):
     "`transformers serve` on a free port: its address."
-    import socket, urllib.request
+    import socket
+    import urllib.request
 
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))

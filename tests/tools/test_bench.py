@@ -2,10 +2,11 @@
 
 import json
 
-import pytest, torch
+import pytest
+import torch
 
-from dsbs.records import TOLERANCE
 from dsbs.method.training import has_bfloat16
+from dsbs.records import TOLERANCE
 
 pytestmark = pytest.mark.numeric
 
@@ -188,7 +189,7 @@ def test_bfloat16_is_left_out_where_the_device_has_none(main, without_bfloat16):
 
 def test_the_slowest_products_take_little_time(without_bfloat16, monkeypatch):
     "A device that multiplies a hundred times as slowly is asked for smaller matrices."
-    from dsbs import bench
+    from dsbs.tools import bench
 
     asked = []
     monkeypatch.setattr(bench, '_product_seconds', lambda n, dtype, device='cpu': asked.append(n) or 2 * n**3 / 4e8)
@@ -197,7 +198,7 @@ def test_the_slowest_products_take_little_time(without_bfloat16, monkeypatch):
 
 @pytest.mark.parametrize('measure', ['train', 'evaluate'])
 def test_stopped_by_a_signal_it_prints_what_is_finished(main, monkeypatch, measure):
-    from dsbs import bench
+    from dsbs.tools import bench
 
     whole, asked = getattr(bench, f'_{measure}_rows'), []
 
@@ -227,13 +228,13 @@ def test_stopped_before_anything_is_finished(main, monkeypatch):
 
 def test_numbers_have_digits_however_slow():
     "Half a token in a second has as many digits as a million."
-    from dsbs import bench
+    from dsbs.tools import bench
 
     assert [bench._digits(x) for x in (0.123456789, 1234567.8)] == [0.123457, 1234570.0]
 
 
 def test_bfloat16_where_it_is_imitated_is_said_once(monkeypatch, capsys):
-    from dsbs import training
+    from dsbs.method import training
     from dsbs.method.multitask import StepByStep, Tokenised
     from dsbs.method.settings import TrainingConfig
     from dsbs.method.student import make_student

@@ -1,10 +1,14 @@
 "The command as a shell sees it: bad calls, stopping and going on, and the paper's data."
 
-import json, os, shutil, signal, subprocess, sys
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-
 from nearly import nearly_the_same
 from waiting import wait_for
 
