@@ -24,7 +24,7 @@ from pathlib import Path
 from ..data.answers import is_correct
 from ..data.embedded import EMBEDDED, EMBEDDED_SIZES
 from ..data.tasks import load_task
-from .grids import FIGURES, PANELS, PUBLISHED, SETUPS, grid
+from .grids import FIGURES, PANELS, PUBLISHED, SETUPS, curve_of, grid
 from .page_style import SCRIPT, STYLE
 from .plotting import LOOKS, short_number
 from .published import OPEN_CHOICES, PAPER_TABLES, REPRODUCTIONS
@@ -766,7 +766,7 @@ def examples_of(found: dict[str, dict]) -> list[Shown]:
         records = {
             (m, s.seed): found.get(canonical_json(asdict(s))) or {}
             for m in BOTH
-            for s in setup.runs(m, (setup.control,))
+            for s in curve_of(setup, m, (setup.control,))
         }
         answers = {of: r['answers'] for of, r in records.items() if r.get('answers')}
         if answers:
