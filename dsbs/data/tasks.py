@@ -13,7 +13,8 @@ from .embedded import EMBEDDED, embedded_task
 from .examples import Task
 from .own import load_task_folder
 from .paper import PAPER, STAND_INS, paper_task
-from ..records import UsageError, data_dir as find_data_dir
+from ..records import UsageError
+from ..records import data_dir as find_data_dir
 
 # %% ../../nbs/data/07_tasks.ipynb #163edcfa
 TASKS = (*EMBEDDED, *PAPER)

@@ -1,120 +1,39 @@
-"Fetching data: hostile archives, servers that fail, and doing without a network."
+"Fetching data: servers that fail, files that are there already, and doing without a network."
 
-import hashlib, http.server, io, json, os, re, shutil, socket, stat, struct, subprocess, sys, threading, zipfile
+import hashlib
+import http.server
+import io
+import json
+import os
+import shutil
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import zipfile
 from pathlib import Path
 
 import pytest
 
 from dsbs.data import fetch as fetching
-from dsbs.data.fetch import FILES, SOURCES, FetchError, Source, blob_id, download, fetch, read_asdiv, unpack
+from dsbs.data.fetch import FILES, SOURCES, FetchError, Source, blob_id, download, fetch, unpack
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = bytes(range(256)) * 2000
-SHA = hashlib.sha256(DATA).hexdigest()
+BLOB = hashlib.sha1(b'blob %d\0' % len(DATA) + DATA).hexdigest()
 
 
-# hostile archives
+# archives
 
 
-def zipped(*members, stored=False):
-    "A zip of (name or ZipInfo, content)."
+def zipped(*members):
+    "A zip of (name, content)."
     raw = io.BytesIO()
-    with (
-        pytest.warns(UserWarning)
-        if len({getattr(n, 'filename', n) for n, _ in members}) < len(members)
-        else zipfile.ZipFile(io.BytesIO(), 'w'),
-        zipfile.ZipFile(raw, 'w', zipfile.ZIP_STORED if stored else zipfile.ZIP_DEFLATED) as z,
-    ):
+    with zipfile.ZipFile(raw, 'w', zipfile.ZIP_DEFLATED) as z:
         for name, content in members:
             z.writestr(name, content)
     return raw.getvalue()
-
-
-def of_kind(kind, content=b'/etc/passwd'):
-    info = zipfile.ZipInfo('data/thing')
-    info.create_system = 3
-    info.external_attr = (kind | 0o777) << 16
-    return zipped((info, content))
-
-
-def claiming(raw, size, packed):  # another size in both headers of the only member
-    at = raw.index(b'PK\1\2')
-    return (
-        raw[:18]
-        + struct.pack('<II', packed, size)
-        + raw[26 : at + 20]
-        + struct.pack('<II', packed, size)
-        + raw[at + 28 :]
-    )
-
-
-def many(n):  # of empty members: written by hand, as zipfile takes seconds
-    local, central = io.BytesIO(), io.BytesIO()
-    for i in range(n):
-        name = b'%06d' % i
-        central.write(
-            b'PK\1\2'
-            + struct.pack('<4B4HL2L5H2L', 20, 3, 20, 0, 0, 0, 0, 0, 0, 0, 0, 6, 0, 0, 0, 0, 0, local.tell())
-            + name
-        )
-        local.write(b'PK\3\4' + struct.pack('<2B4H3L2H', 20, 0, 0, 0, 0, 0, 0, 0, 0, 6, 0) + name)
-    start, size = local.tell(), central.tell()
-    end64 = b'PK\6\6' + struct.pack('<Q2H2L4Q', 44, 45, 45, 0, 0, n, n, size, start)
-    return (
-        local.getvalue()
-        + central.getvalue()
-        + end64
-        + b'PK\6\7'
-        + struct.pack('<LQL', 0, start + size, 1)
-        + b'PK\5\6'
-        + struct.pack('<4H2LH', 0, 0, 65535, 65535, 2**32 - 1, 2**32 - 1, 0)
-    )
-
-
-GOOD = ('data/good.json', '[]')
-SMALL = zipped(('data/a.json', 'text ' * 20), stored=True)
-HOSTILE = {
-    'leads out': (lambda: zipped(GOOD, ('../outside', 'x')), 'leads out of the folder'),
-    'leads out below a folder': (lambda: zipped(GOOD, ('data/../../outside', 'x')), 'leads out of the folder'),
-    'absolute': (lambda: zipped(GOOD, ('/tmp/outside', 'x')), 'absolute name'),
-    'a drive': (lambda: zipped(GOOD, ('C:/outside', 'x')), 'a drive'),
-    'backslashes': (lambda: zipped(GOOD, ('..\\outside', 'x')), 'a backslash'),
-    'a symbolic link': (lambda: of_kind(stat.S_IFLNK), 'a link'),
-    'a device': (lambda: of_kind(stat.S_IFCHR, b''), 'a device'),
-    'a pipe': (lambda: of_kind(stat.S_IFIFO, b''), 'a device, a pipe'),
-    'a name twice': (lambda: zipped(GOOD, GOOD), 'there twice'),
-    'a name in another case': (lambda: zipped(GOOD, ('DATA/good.json', '[]')), 'there twice'),
-    'a name written with other code points': (lambda: zipped(('caf\u00e9', '1'), ('cafe\u0301', '2')), 'there twice'),
-    'a file that is a folder too': (lambda: zipped(('data', 'x'), ('data/good.json', '[]')), 'there twice'),
-    '100,000 members': (lambda: many(100_000), '100000 members'),
-    'a ratio over 100': (lambda: zipped(('data/zeros', b'\0' * 10**7)), 'grows more than 100 times'),
-    'a ratio over 100 among others': (
-        lambda: zipped(('data/zeros', b'\0' * 10**6), ('data/noise', os.urandom(10**6))),
-        'grows more than 100 times',
-    ),
-    'over 2 GiB': (lambda: claiming(SMALL, 3 * 2**30, 2**30), 'bytes are more than 2147483648'),
-    'bytes counted twice': (lambda: claiming(SMALL, 2**30, 2**30), 'grows more than 100 times'),
-    'more bytes than it claims': (lambda: claiming(SMALL, 50, 50), 'damaged'),
-    'fewer bytes than it claims': (lambda: claiming(SMALL, 150, 150), 'damaged'),
-    'nested': (lambda: zipped(GOOD, ('data/inner', zipped(GOOD)), stored=True), 'an archive within the archive'),
-    'nested tar': (
-        lambda: zipped(GOOD, ('data/inner', b'x' * 257 + b'ustar' + b'y' * 500), stored=True),
-        'an archive within the archive',
-    ),
-    'NUL in a name': (lambda: zipped(GOOD, ('data/nulX.json', '[]')).replace(b'nulX', b'nul\0'), 'cannot be seen'),
-    'a line break in a name': (lambda: zipped(GOOD, ('data/a\nb', '[]')), 'cannot be seen'),
-    'text turned round': (lambda: zipped(GOOD, ('data/\u202enosj.a', '[]')), 'cannot be seen'),
-    'ends in a dot': (lambda: zipped(GOOD, ('data/good.json.', '[]')), 'ends in a dot or a space'),
-    '300 characters': (lambda: zipped(GOOD, ('data/' + 300 * 'x', '[]')), 'too long'),
-    'bad CRC': (lambda: SMALL.replace(b'text text', b'next text', 1), 'damaged'),
-    'encrypted': (
-        lambda: (r := SMALL)[:6] + b'\1' + r[7 : (at := r.index(b'PK\1\2')) + 8] + b'\1' + r[at + 9 :],
-        'encrypted',
-    ),
-    'names that differ': (lambda: SMALL.replace(b'data/a', b'data/b', 1), 'damaged'),
-    'cut': (lambda: SMALL[: len(SMALL) // 2], 'damaged'),
-    'no archive': (lambda: b'<html>not found</html>', 'damaged'),
-}
 
 
 def tree(folder):
@@ -123,40 +42,36 @@ def tree(folder):
     }
 
 
-@pytest.mark.parametrize('name', HOSTILE)
-def test_a_hostile_archive_is_refused_and_leaves_nothing(tmp_path, name):
-    make, why = HOSTILE[name]
-    inner = tmp_path / 'a' / 'b'
-    inner.mkdir(parents=True)
-    (inner / 'x.zip').write_bytes(make())
-    before, outside = tree(tmp_path), Path('/tmp/outside').exists()
-    with pytest.raises(FetchError, match=re.escape(why)) as e:
-        unpack(inner / 'x.zip', inner / 'out')
-    assert tree(tmp_path) == before and Path('/tmp/outside').exists() == outside and '\n' not in str(e.value)
-
-
-def test_a_good_archive_is_unpacked_whole_and_only_what_is_wanted(tmp_path):
+def test_only_what_is_wanted_and_not_there_is_unpacked(tmp_path):
     (tmp_path / 'x.zip').write_bytes(
-        zipped(('top/', ''), ('top/a.json', '[1]'), ('top/b/c.json', '[2]'), ('top/run.py', 'import os'))
+        zipped(
+            ('top/', ''),
+            ('top/svamp/svamp_train.json', '[1]'),
+            ('top/svamp/llm/train_CoT_0.json', '[2]'),
+            ('top/svamp/run.py', 'import os'),
+            ('top/cqa/cqa_train.json', '[3]'),
+            ('../svamp/../outside.json', 'x'),
+        )
     )
-    assert unpack(
-        tmp_path / 'x.zip', tmp_path / 'out', lambda n: n.removeprefix('top/') if n.endswith('.json') else None
-    ) == ['a.json', 'b/c.json']
-    assert tree(tmp_path / 'out') == {'a.json': b'[1]', 'b': None, 'b/c.json': b'[2]'}
-    with pytest.raises(FetchError, match='there already'):
-        unpack(tmp_path / 'x.zip', tmp_path / 'out')
+    names = ['svamp/llm/train_CoT_0.json', 'svamp/svamp_train.json']
+    placed, inside = unpack(tmp_path / 'x.zip', tmp_path / 'out', ['svamp'])
+    assert placed == sorted(inside) == names, 'completions first, so that rows are never there without them'
+    assert {n: c for n, c in tree(tmp_path / 'out').items() if c} == dict(zip(names, (b'[2]', b'[1]')))
+    (tmp_path / 'out' / names[1]).write_text('mine')
+    assert unpack(tmp_path / 'x.zip', tmp_path / 'out', ['svamp', 'cqa'])[0] == ['cqa/cqa_train.json']
+    assert (tmp_path / 'out' / names[1]).read_text() == 'mine'
 
 
 def test_a_full_disk_while_unpacking_leaves_nothing(tmp_path, monkeypatch):
-    (tmp_path / 'x.zip').write_bytes(zipped(('a', '1'), ('b', '2')))
+    (tmp_path / 'x.zip').write_bytes(zipped(('svamp/a.json', '1'), ('svamp/b.json', '2')))
 
     def full(fd):
         raise OSError(28, 'No space left on device')
 
     monkeypatch.setattr(fetching.os, 'fsync', full)
     with pytest.raises(OSError, match='No space left'):
-        unpack(tmp_path / 'x.zip', tmp_path / 'out')
-    assert list(tree(tmp_path)) == ['x.zip']
+        unpack(tmp_path / 'x.zip', tmp_path / 'out', ['svamp'])
+    assert not [p for p in (tmp_path / 'out').rglob('*') if p.is_file()]
 
 
 # servers that fail
@@ -165,8 +80,8 @@ def test_a_full_disk_while_unpacking_leaves_nothing(tmp_path, monkeypatch):
 class Server:
     "Serves `data` under every name; `faults` says how each request in turn goes wrong."
 
-    def __init__(self, data=DATA, faults=(), etag='"1"', ranges=True):
-        self.data, self.faults, self.etag, self.ranges, self.asked = data, list(faults), etag, ranges, []
+    def __init__(self, data=DATA, faults=(), ranges=True):
+        self.data, self.faults, self.ranges, self.asked = data, list(faults), ranges, []
         outer = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -194,7 +109,7 @@ class Server:
         asked, fault = h.headers.get('Range'), self.faults.pop(0) if self.faults else ''
         self.asked.append(asked)
         h.close_connection = True
-        start = int(asked[6:-1]) if asked and self.ranges and h.headers.get('If-Range', self.etag) == self.etag else 0
+        start = int(asked[6:-1]) if asked and self.ranges else 0
         if fault == 'reset':
             h.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
             h.connection.close()
@@ -202,8 +117,6 @@ class Server:
         if isinstance(fault, int):
             h.send_response(fault)
             h.send_header('Content-Length', '0')
-            if fault == 302:
-                h.send_header('Location', self.to)
             if fault == 429:
                 h.send_header('Retry-After', '7')
             return h.end_headers()
@@ -218,19 +131,11 @@ class Server:
         h.send_response(206 if start else 200)
         if fault == 'page':
             h.send_header('Content-Type', 'text/html; charset=utf-8')
-        if self.etag:
-            h.send_header('ETag', self.etag)
-        if fault != 'endless':
-            h.send_header('Content-Length', str(len(body)))
+        h.send_header('Content-Length', str(len(body)))
         if start:
-            h.send_header(
-                'Content-Range', f'bytes {start + (fault == "shifted")}-{len(self.data) - 1}/{len(self.data)}'
-            )
+            h.send_header('Content-Range', f'bytes {start}-{len(self.data) - 1}/{len(self.data)}')
         h.end_headers()
         try:
-            if fault == 'endless':
-                while True:
-                    h.wfile.write(body)
             h.wfile.write(body[: len(body) // 2] if fault == 'cut' else body)
         except OSError:
             pass
@@ -241,8 +146,8 @@ def get(tmp_path):
     "Download, with waits noted and not waited for."
     waits = []
 
-    def call(server, **known):
-        return download(server.url, tmp_path / 'data', sleep=waits.append, timeout=5, **known)
+    def call(server, blob=BLOB):
+        return download(Source(server.url, blob, (), 'none'), tmp_path / 'data', waits.append)
 
     call.waits = waits
     return call
@@ -254,14 +159,13 @@ FAULTS = {
     'busy': [503, 500, 429],
     'page': ['page'],
     'page called data': ['page as data'],
-    'shifted': ['cut', 'shifted'],
 }
 
 
 @pytest.mark.parametrize('name', FAULTS)
 def test_what_passes_is_tried_again(tmp_path, get, name):
     with Server(faults=FAULTS[name]) as server:
-        assert get(server, sha256=SHA).read_bytes() == DATA
+        assert get(server).read_bytes() == DATA
         assert len(server.asked) == len(FAULTS[name]) + 1 and list(tree(tmp_path)) == ['data']
     if name == 'cut':
         assert server.asked[1] == f'bytes={len(DATA) // 2}-'  # it goes on where it was
@@ -269,12 +173,7 @@ def test_what_passes_is_tried_again(tmp_path, get, name):
         assert get.waits[2] == 7
 
 
-LASTING = {
-    'reset': 'no connection',
-    503: 'status 503',
-    'page': 'a web page instead of data',
-    'page as data': 'a web page instead of data',
-}
+LASTING = {'reset': 'no connection', 503: 'status 503'}
 
 
 @pytest.mark.parametrize('fault', LASTING)
@@ -297,72 +196,53 @@ def test_what_will_not_pass_is_not_tried_again(tmp_path, get):
     assert len(server.asked) == 1 and not tree(tmp_path)
 
 
-@pytest.mark.parametrize(
-    'known, why',
-    [
-        (dict(sha256=64 * '0'), 'sha256'),
-        (dict(blob=40 * '0'), 'git blob id'),
-        (dict(size=len(DATA) + 1), 'bytes and not'),
-    ],
-)
-def test_a_wrong_checksum_is_fetched_once_more_and_never_used(tmp_path, get, known, why):
-    with Server() as server:
-        with pytest.raises(FetchError, match=f'{why}.*twice over; none of it is used'):
-            get(server, **known)
+@pytest.mark.parametrize('fault', ['', 'page', 'page as data'])
+def test_a_wrong_file_is_fetched_once_more_and_never_used(tmp_path, get, fault):
+    with Server(faults=[fault] * 2) as server:
+        with pytest.raises(FetchError, match='git blob id.*twice over; none of it is used'):
+            get(server, BLOB if fault else 40 * '0')
     assert server.asked == [None, None] and not tree(tmp_path)
 
 
 def test_a_spoilt_part_is_healed(tmp_path, get):
     (tmp_path / 'data.part').write_bytes(b'spoilt' * 100)
     with Server() as server:
-        assert get(server, sha256=SHA).read_bytes() == DATA and server.asked == ['bytes=600-', None]
+        assert get(server).read_bytes() == DATA and server.asked == ['bytes=600-', None]
 
 
 def test_a_cut_download_goes_on_in_the_next_call(tmp_path, get):
     with Server(faults=['cut'] + ['reset'] * 5) as server:
         with pytest.raises(FetchError, match='what has come is kept'):
-            get(server, sha256=SHA)
+            get(server)
         assert not (tmp_path / 'data').exists() and (tmp_path / 'data.part').stat().st_size == len(DATA) // 2
-        assert get(server, sha256=SHA).read_bytes() == DATA and server.asked[-1] == f'bytes={len(DATA) // 2}-'
+        assert get(server).read_bytes() == DATA and server.asked[-1] == f'bytes={len(DATA) // 2}-'
 
 
-def test_a_file_that_changed_meanwhile_or_a_server_without_ranges_begins_anew(tmp_path, get):
-    for change in (dict(etag='"2"', data=DATA[::-1]), dict(ranges=False, data=DATA[::-1])):
-        with Server(faults=['cut'] + ['reset'] * 5) as server:
-            with pytest.raises(FetchError):
+def test_a_server_without_ranges_begins_anew(tmp_path, get):
+    with Server(faults=['cut'] + ['reset'] * 5, ranges=False) as server:
+        with pytest.raises(FetchError):
+            get(server)
+        assert get(server).read_bytes() == DATA and list(tree(tmp_path)) == ['data']
+
+
+def test_a_full_disk_ends_it_and_keeps_what_has_come(tmp_path, get, monkeypatch):
+    (tmp_path / 'data.part').write_bytes(DATA[:100])
+
+    def full(*some):
+        raise OSError(28, 'No space left on device')
+
+    with Server() as server:
+        with monkeypatch.context() as m:
+            m.setattr(fetching, 'open', full, raising=False)
+            with pytest.raises(OSError, match='No space left'):
                 get(server)
-            vars(server).update(change)
-            assert get(server).read_bytes() == DATA[::-1]
-        shutil.rmtree(tmp_path)
-        tmp_path.mkdir()
+        assert len(server.asked) == 1 and get(server).read_bytes() == DATA and server.asked[1] == 'bytes=100-'
 
 
 def test_a_whole_part_only_needs_its_name(tmp_path, get):
     (tmp_path / 'data.part').write_bytes(DATA)
     with Server() as server:
-        assert get(server, sha256=SHA).read_bytes() == DATA and server.asked == [f'bytes={len(DATA)}-']
-
-
-@pytest.mark.parametrize('fault', ['', 'endless'])
-def test_more_bytes_than_expected_are_not_taken(tmp_path, get, fault, monkeypatch):
-    monkeypatch.setattr(fetching, 'MAX_BYTES', 2 * len(DATA))
-    with Server(faults=[fault]) as server:
-        with pytest.raises(FetchError, match='more than the 1000 expected|goes on after the 1000'):
-            get(server, size=1000)
-    with Server(faults=['endless']) as server:
-        with pytest.raises(FetchError, match='goes on after all that we take'):
-            get(server)
-    assert not (tmp_path / 'data').exists() and not (tmp_path / 'data.part').exists()
-
-
-@pytest.mark.parametrize('to', ['file:///etc/passwd', 'ftp://example.org/x', 'http://example.org/x'])
-def test_a_server_may_not_send_us_anywhere(tmp_path, get, to):
-    with Server(faults=[302]) as server:
-        server.to = to
-        with pytest.raises(FetchError, match='only https is'):
-            get(server)
-    with pytest.raises(FetchError, match='only https is'):
-        download(to, tmp_path / 'data')
+        assert get(server).read_bytes() == DATA and server.asked == [f'bytes={len(DATA)}-']
 
 
 # fetch and verify
@@ -405,7 +285,7 @@ def authors(tmp_path, monkeypatch):
             'SOURCES',
             {
                 'datasets.zip': Source(at + 'datasets.zip', blob_id(held / 'datasets.zip'), ('svamp', 'cqa'), 'none'),
-                'ASDiv.xml': Source(at + 'ASDiv.xml', blob_id(held / 'ASDiv.xml'), ('asdiv',), 'none', len(xml)),
+                'ASDiv.xml': Source(at + 'ASDiv.xml', blob_id(held / 'ASDiv.xml'), ('asdiv',), 'none'),
             },
         )
         files = {
@@ -469,23 +349,12 @@ def test_fetch_never_overwrites(authors, main):
     assert code == 1 and err.strip() == 'dsbs: changed: svamp/svamp_train.json'
 
 
-@pytest.mark.parametrize('spoil', ['archive', 'member'])
-def test_fetch_places_nothing_of_a_wrong_archive(authors, main, monkeypatch, spoil):
-    if spoil == 'archive':
-        monkeypatch.setitem(
-            fetching.SOURCES,
-            'datasets.zip',
-            Source(fetching.SOURCES['datasets.zip'].url, 40 * '0', ('svamp', 'cqa'), 'none'),
-        )
-    else:
-        monkeypatch.setitem(fetching.FILES['svamp'], 'svamp/svamp_train.json', 40 * '0')
+def test_fetch_places_nothing_of_a_wrong_archive(authors, main, monkeypatch):
+    url = fetching.SOURCES['datasets.zip'].url
+    monkeypatch.setitem(fetching.SOURCES, 'datasets.zip', Source(url, 40 * '0', ('svamp', 'cqa'), 'none'))
     code, out, err = main('data', 'fetch', 'svamp', '--data-dir', authors.folder)
-    assert (
-        code == 1
-        and err.strip().split('\n')[-1].startswith('dsbs: FetchError: ')
-        and 'git blob id' in err
-        and not placed(authors.folder).keys() - {'.fetch/lock', '.fetch/datasets.zip'}
-    )
+    assert code == 1 and err.strip().split('\n')[-1].startswith('dsbs: FetchError: ') and 'git blob id' in err
+    assert not placed(authors.folder).keys() - {'.fetch/lock'}
 
 
 def test_fetch_that_was_killed_goes_on(authors, main, monkeypatch):
@@ -493,9 +362,9 @@ def test_fetch_that_was_killed_goes_on(authors, main, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as m:
-        m.setattr(fetching, '_place', killed)
+        m.setattr(fetching.shutil, 'copyfileobj', killed)
         assert main('data', 'fetch', 'svamp', '--data-dir', authors.folder)[0] == 1
-    assert not (authors.folder / 'svamp').exists()
+    assert not [p for p in (authors.folder / 'svamp').rglob('*') if p.is_file()]
     assert (
         main('data', 'fetch', 'svamp', '--data-dir', authors.folder)[0] == 0
         and not (authors.folder / '.fetch').exists()
@@ -503,7 +372,7 @@ def test_fetch_that_was_killed_goes_on(authors, main, monkeypatch):
 
 
 def test_two_fetches_at_once(authors):
-    with fetching._alone(authors.folder):
+    with fetching.fetching_alone(authors.folder):
         with pytest.raises(FetchError, match='another dsbs data fetch'):
             fetch(['svamp'], authors.folder)
 
@@ -553,24 +422,6 @@ def test_the_recorded_data_are_the_authors(main, recorded):
     assert known['commit'] in SOURCES['datasets.zip'].url and sum(len(s['right']) for s in states.values()) == len(
         known['present']
     )
-
-
-@pytest.mark.parametrize(
-    'text',
-    [
-        '<!DOCTYPE c [<!ENTITY a "ha">]><c>&a;</c>',
-        '<!DOCTYPE c SYSTEM "file:///etc/passwd"><c/>',
-        '<c><Problem>',
-        'no xml',
-        '',
-        '<c></c>',
-    ],
-)
-def test_hostile_xml(tmp_path, text):
-    (tmp_path / 'x.xml').write_text(text)
-    with pytest.raises(FetchError) as e:
-        read_asdiv(tmp_path / 'x.xml')
-    assert '\n' not in str(e.value)
 
 
 # without a network
@@ -637,7 +488,7 @@ def test_a_data_folder_without_a_network(offline, authors, tmp_path, monkeypatch
         monkeypatch.setitem(
             fetching.SOURCES,
             file,
-            Source('https://nowhere.invalid/' + file, source.blob, source.tasks, 'none', source.size),
+            Source('https://nowhere.invalid/' + file, source.blob, source.tasks, 'none'),
         )
 
     def refused(*any):

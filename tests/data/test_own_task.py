@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from dsbs.records import UsageError
 from dsbs.data.examples import Task
 from dsbs.data.own import load_task_folder
 from dsbs.data.tasks import is_task_folder, load_task
+from dsbs.records import UsageError
 
 LABELLED = (
     'name = "shop"\ninstruction = "Which desk?"\nanswer = "label"\nlabels = ["billing", "Returns", "not for us"]\n'
