@@ -50,7 +50,7 @@ def expand(
     **fields: Sequence,  # Setting -> its values
 ) -> list[RunSpec]:
     "A spec with all combinations of some settings' values, each for every seed."
-    combinations = [dict(zip(fields, values)) for values in product(*fields.values())]
+    combinations = [dict(zip(fields, values, strict=True)) for values in product(*fields.values())]
     return [replace(spec, **settings, seed=s, subset_seed=s) for settings in combinations for s in seeds]
 
 # %% ../../nbs/evidence/35_grids.ipynb #f6ab0002
@@ -604,7 +604,7 @@ def vary_curve(
 # %% ../../nbs/evidence/35_grids.ipynb #f6ab0063
 def vary(
     panels: dict[str, dict[str, list[RunSpec]]],  # From `grid`
-    sizes: Sequence = (),  # Numbers or shares of training examples, for the curves that go over several; empty: as they are
+    sizes: Sequence = (),  # Numbers or shares of examples, for the curves that go over several; empty: as they are
     seeds: Sequence[int] = (),  # Empty: as they are
     curves: Sequence[str] = (),  # Curves to keep; empty: all
     **settings,  # Of every run, such as rationale_weight=.3
@@ -674,7 +674,7 @@ def student_fact(specs: Sequence[RunSpec]) -> str:
             f'T5 v1.1, pretrained, {", ".join(pretrained)}' if names[0] in STUDENT_SIZES else ', '.join(pretrained)
         )
     if random_weights:
-        widths, layers = zip(*random_weights)
+        widths, layers = zip(*random_weights, strict=True)
         facts.append(f'T5 v1.1 architecture, random weights, layers: {span(layers)}, width: {span(widths)}')
     return '; '.join(facts)
 
@@ -815,14 +815,14 @@ def find_or_make(
     retry_failed: bool = False,  # Also make runs that failed before
 ) -> dict[RunSpec, dict | None]:  # spec -> record; None where preset "recorded" finds none
     "Each spec's record, read or made."
-    found = {} if preset in MEASURED_HERE else dict(zip(specs, find_published(results, specs)))
+    found = {} if preset in MEASURED_HERE else dict(zip(specs, find_published(results, specs), strict=True))
     if preset == 'recorded':
         return found
     folders = find_folders(folders)
     found = {s: r for s, r in found.items() if r and r['key'] == run_key(s, folders.data)}
     todo = [s for s in specs if s not in found]
     made = run_all(todo, folders.data, folders.runs, workers=workers, retry_failed=retry_failed)
-    return found | dict(zip(todo, made))
+    return found | dict(zip(todo, made, strict=True))
 
 # %% ../../nbs/evidence/35_grids.ipynb #f6ab0092
 def measure(
