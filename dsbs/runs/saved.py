@@ -18,9 +18,8 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig
 from ..method.multitask import LABEL_START
 from ..method.student import quiet
 from ..method.views import ANSWER_MARK, PREFIXES
-from ..records import UsageError, canonical_json, is_main_process, write_text
-from ..records import runs_dir as find_runs_dir
-from .run import SHOWN, _questions, train_run
+from ..records import Folders, UsageError, canonical_json, is_main_process, write_text
+from .run import SHOWN, questions, train_runs
 from .specs import RunSpec, prepare
 
 # %% ../../nbs/runs/29_saved.ipynb #42b841d8
@@ -93,44 +92,46 @@ def check_saved(
 # %% ../../nbs/runs/29_saved.ipynb #66ff0e74
 def run_and_save(
     spec: RunSpec,
-    folder: str | Path,  # A new or empty folder for the student
-    data_dir: str | Path | None = None,
+    student_folder: str | Path,  # A new or empty folder for the student
+    folders: Folders | str | Path | None = None,  # As of `records.find_folders`
     progress: Callable[[int, float], None] = lambda step, loss: None,
 ) -> dict:  # The record
     "Train a student and keep it."
-    folder = Path(os.path.abspath(os.path.expanduser(folder)))
+    folder = Path(os.path.abspath(os.path.expanduser(student_folder)))
     try:
         taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
     except OSError as e:
         raise UsageError(f'--save {str(folder)[:200]}: {e.strerror}; name a new folder') from None
     if taken:
         raise UsageError(f'--save {folder}: there is something already; name a new folder')
-    record, t5, tokenizer = train_run(spec, data_dir, progress)
+    data = prepare(spec, folders)
+    trained = train_runs([data], progress)[0]
     if not is_main_process():
-        return record
-    questions = _questions(spec, prepare(spec, data_dir), tokenizer, 'test')[:SHOWN]
+        return trained.record
     try:
-        _save(folder, record, t5, tokenizer, questions)
+        _save(folder, trained, questions(data, trained.tokenizer, 'test')[:SHOWN])
     except (OSError, RuntimeError) as e:
-        raise RuntimeError(f'{" ".join(str(e).split())}; its record is kept in {_keep_record(record)}') from e
-    return record
+        kept = _keep_record(trained.record, data.folder)
+        raise RuntimeError(f'{" ".join(str(e).split())}; its record is kept in {kept}') from e
+    return trained.record
 
 
-def _keep_record(record):  # where `dsbs run` without --save keeps one, and finds it
-    path = find_runs_dir() / record['key'] / 'record.json'
+def _keep_record(record, folder):  # where `dsbs run` without --save keeps one, and finds it
+    path = folder / 'record.json'
     if not path.exists():
         write_text(path, canonical_json(record))
     return path
 
 
-def _save(folder, record, t5, tokenizer, questions):  # whole under its name, or not at all
+def _save(folder, trained, asked):  # whole under its name, or not at all
+    record, t5, tokenizer = trained
     half = folder.with_name(f'.{folder.name[:40]}.{os.getpid()}')
     answer_as_scored(t5, record['generation']['max_new_tokens'])
     try:
         with quiet():
             t5.save_pretrained(half)
             tokenizer.save_pretrained(half)
-        check_saved(half, record, questions)
+        check_saved(half, record, asked)
         write_text(half / 'record.json', canonical_json(record))
         write_text(half / 'README.md', model_card(record))
         if folder.exists():

@@ -18,19 +18,17 @@ from dsbs.records import (
     DRIFT,
     EARLY,
     TOLERANCE,
+    Folders,
     UsageError,
     accuracy_tolerance,
     canonical_json,
+    find_folders,
     is_near,
     provenance,
     published,
     read_jsonl,
-    reports_dir,
 )
-from dsbs.records import (
-    runs_dir as find_runs_dir,
-)
-from .run import _made_on, train_run
+from .run import made_on, train_runs
 from .specs import ADDED, key_of, make_spec, prepare, recipe
 
 # %% ../../nbs/runs/30_verifying.ipynb #46a0eafd
@@ -45,8 +43,7 @@ _WHOLE = {'key', 'spec', 'metrics', 'history', 'evaluations', 'data', 'provenanc
 
 def record_named(
     name: str,  # A file with one record, or a key, or at least its first 8 digits
-    runs_dir: str | Path | None = None,  # Where keys are looked for; see `records.runs_dir`
-    results: str | Path | None = None,  # And where else; the published results when None
+    folders: Folders | None = None,  # Keys are looked for in its runs and in the results of its reports
 ) -> dict:
     "Find a record."
     path = Path(name).expanduser()
@@ -54,15 +51,16 @@ def record_named(
         raise UsageError(
             f'{name!r} is no file, and no key: give the file of a record, or at least the first 8 digits of a key'
         )
-    folders = find_runs_dir(runs_dir), Path(results or reports_dir() / 'results')
+    folders = find_folders(folders)
+    places = folders.runs, folders.reports / 'results'
     files = (
         [path]
         if path.is_file()
-        else [*sorted(folders[0].glob(f'{name}*/record.json')), *sorted(folders[1].glob('*.jsonl'))]
+        else [*sorted(places[0].glob(f'{name}*/record.json')), *sorted(places[1].glob('*.jsonl'))]
     )
     found = [(p, r) for p in files for r in _records_in(p) if path.is_file() or str(r.get('key')).startswith(name)]
     if not found:
-        raise UsageError(f'no record of {name!r} in {folders[0]} or {folders[1]}')
+        raise UsageError(f'no record of {name!r} in {places[0]} or {places[1]}')
     if len({r.get('key') for _, r in found}) > 1:
         raise UsageError(
             f'{name!r} stands for {len(found)} records: give the key of one, such as {found[0][1].get("key")}'
@@ -91,7 +89,7 @@ def _numbers(record):
 # %% ../../nbs/runs/30_verifying.ipynb #210f91f6
 def check_record(
     record: dict,
-    data_dir: str | Path | None = None,
+    folders: Folders | str | Path | None = None,  # As of `records.find_folders`
 ) -> list[dict]:  # Each: field, recorded, rerun: what would fit
     "What does not fit within a record; a `UsageError` when it cannot be made again here."
     spec, m, made = make_spec(ADDED | record['spec']), record['metrics'], record['provenance']
@@ -99,7 +97,7 @@ def check_record(
         raise UsageError(
             f'the record was made by recipe {made.get("recipe")}, and this code has recipe {recipe(spec)}: check out commit {made.get("commit")} to make it again'
         )
-    data = prepare(spec, data_dir)
+    data = prepare(spec, folders)
     wrong = [('key', record['key'], key_of(spec, data.task.name, record['data']))] + _of_accuracies(
         m, record['evaluations']
     )
@@ -131,21 +129,18 @@ def _of_accuracies(m, evaluations):  # (field, recorded, what would fit)
 # %% ../../nbs/runs/30_verifying.ipynb #e4ee11a8
 def verify(
     record: dict,  # From `record_named`, say
-    data_dir: str | Path | None = None,
+    folders: Folders | str | Path | None = None,  # As of `records.find_folders`
     progress: Callable[[int, float], None] = lambda step, loss: None,  # Told (step, loss) at each validation
 ) -> dict:  # key, holds, equal, within_tolerance, compared, why, tolerance, differences, beyond, not_recorded, rerun, machine, recorded_commit, this_commit
     "Make a run again and compare all its numbers: to the last digit where that is promised, within the tolerance of `records` elsewhere."
-    wrong = check_record(record, data_dir)
-    again = None if wrong else train_run(make_spec(ADDED | record['spec']), data_dir, progress)[0]
+    wrong = check_record(record, folders)
+    spec = make_spec(ADDED | record['spec'])
+    again = None if wrong else train_runs([prepare(spec, folders)], progress)[0].record
     said, seen = dict(_flat(_numbers(record))), dict(_flat(_numbers(again or record)))
     wrong = wrong or [
         dict(field=f, recorded=v, rerun=seen.get(f)) for f, v in said.items() if f not in seen or seen[f] != v
     ]
-    here = (
-        provenance()
-        | _made_on(make_spec(ADDED | record['spec']), torch.device('cpu'))
-        | (again or {}).get('provenance', {})
-    )
+    here = provenance() | made_on(spec, torch.device('cpu')) | (again or {}).get('provenance', {})
     machine = _machines(record['provenance'], here)
     why = _why_digits_differ(record, machine)
     far = [d for d in wrong if not (again and _near(record, d))]

@@ -143,7 +143,7 @@ def bench_data(
 ) -> BenchData:
     "Load and tokenise a task."
     spec, data = _prepared(task, data_dir)
-    views = [make_views(e) for e in training_examples(spec, data) if e.rationale]
+    views = [make_views(e) for e in training_examples(data) if e.rationale]
     tokenizer = train_tokenizer(text for v in views for text in (*v.label, *v.rationale))
     return BenchData(data.task, tokenizer, tokenise(views, tokenizer))
 

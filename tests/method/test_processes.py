@@ -133,12 +133,12 @@ def test_two_processes_are_stopped_and_go_on(tmp_path, way):
 
 
 def test_what_several_processes_cannot_do(tmp_path, monkeypatch):
-    from dsbs.records import UsageError
+    from dsbs.records import UsageError, find_folders
     from dsbs.runs.experiments import run_all
 
     monkeypatch.setenv('WORLD_SIZE', '2')
     with pytest.raises(UsageError, match='one run, not a grid'):
-        run_all([], runs_dir=tmp_path)
+        run_all([], find_folders(runs=tmp_path))
     monkeypatch.delenv('WORLD_SIZE')
     process = start(tmp_path, 'ddp', 'accumulation=16')
     assert (
@@ -152,12 +152,12 @@ def test_what_several_processes_cannot_do(tmp_path, monkeypatch):
 def test_the_processes_share_the_questions(monkeypatch):
     "Known before anything is distributed, and each question is one process's."
     from dsbs.runs.run import _Run
-    from dsbs.runs.specs import make_spec
+    from dsbs.runs.specs import make_spec, prepare
 
     monkeypatch.setenv('WORLD_SIZE', '2')
     asked = []
     for rank in '01':
         monkeypatch.setenv('RANK', rank)
-        asked.append(_Run(make_spec(dict(t.split('=') for t in TINY)), None, None).asked)
+        asked.append(_Run(prepare(make_spec(dict(t.split('=') for t in TINY))), resume=False).asked)
     for split, n in dict(validation=200, test=500).items():
         assert [sum(len(b.places) for b in one[split]) for one in asked] == [n / 2, n / 2]

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from making import record_of
 from transformers import T5ForConditionalGeneration
 
 from dsbs.method import stack
@@ -14,7 +15,6 @@ from dsbs.method.settings import TrainingConfig
 from dsbs.method.stack import Stack
 from dsbs.method.student import scratch_config
 from dsbs.method.training import Trainee, fit
-from dsbs.runs.run import train_run
 from dsbs.runs.specs import RunSpec, run_key
 
 pytestmark = pytest.mark.numeric
@@ -72,7 +72,7 @@ WAYS = {
 def test_weights_are_equal_to_the_bit(way, monkeypatch):
     went, whole = [], stack._feed_forward
     monkeypatch.setattr(
-        student, '_feed_forward', lambda stack, hidden, layer: went.append(layer) or whole(stack, hidden, layer)
+        stack, '_feed_forward', lambda stack, hidden, layer: went.append(layer) or whole(stack, hidden, layer)
     )
     how = dict(config=CONFIG) | WAYS[way]
     plain = trained(**how)
@@ -153,7 +153,7 @@ def test_only_training_with_gradients_computes_twice(monkeypatch):
 
 def test_a_run_has_the_same_numbers_and_a_name_of_its_own():
     spec = RunSpec(student='scratch-32x1', n_train=40, max_steps=4, eval_every=2, batch_size=8, learning_rate=1e-3)
-    plain, again = (train_run(replace(spec, gradient_checkpointing=on))[0] for on in (False, True))
+    plain, again = (record_of(replace(spec, gradient_checkpointing=on)) for on in (False, True))
     for part in ('metrics', 'history', 'evaluations', 'answers', 'data'):
         assert plain[part] == again[part]
     assert plain['key'] != again['key'] == run_key(replace(spec, gradient_checkpointing=True))

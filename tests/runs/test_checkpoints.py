@@ -12,6 +12,7 @@ from multiprocessing import get_context
 
 import pytest
 import torch
+from making import record_of
 from nearly import nearly_the_same
 from transformers import T5ForConditionalGeneration
 
@@ -20,12 +21,12 @@ from dsbs.method.multitask import StepByStep, Tokenised
 from dsbs.method.settings import TrainingConfig
 from dsbs.method.student import scratch_config
 from dsbs.method.training import Interrupted, Trainee, TrainingResult, fit
-from dsbs.records import DRIFT, is_near
+from dsbs.records import DRIFT, find_folders, is_near
 from dsbs.runs import checkpoints
 from dsbs.runs import run as runs
 from dsbs.runs.checkpoints import CheckpointError, load_checkpoint, save_checkpoint
-from dsbs.runs.run import train_run, train_runs
-from dsbs.runs.specs import RunSpec, run_key
+from dsbs.runs.run import train_runs
+from dsbs.runs.specs import RunSpec, prepare, run_key
 from dsbs.runs.verifying import same_numbers
 
 pytestmark = pytest.mark.numeric
@@ -339,7 +340,7 @@ SETTINGS = ['student=scratch-32x1', 'n_train=40', 'max_steps=6', 'eval_every=3',
 
 @pytest.fixture(scope='module')
 def tiny():
-    return train_run(TINY)[0]
+    return record_of(TINY)
 
 
 @pytest.mark.parametrize('number', (errno.ENOSPC, errno.EIO), ids=errno.errorcode.get)
@@ -434,12 +435,13 @@ def test_students_of_a_stack_are_gone_on_with_together_and_alone(tmp_path):
 
 def test_runs_at_different_steps_and_of_other_keys(tmp_path, capsys):
     specs = [replace(TINY, dropout=0.0, seed=s, subset_seed=s) for s in range(3)]
-    alone = [train_run(s)[0] for s in specs]
+    alone = [record_of(s) for s in specs]
+    prepared = [prepare(s, find_folders(runs=tmp_path)) for s in specs]
     updates = itertools.count(1)
     with pytest.raises(Interrupted):
-        train_runs(specs[1:2], runs_dir=tmp_path, stop=lambda: next(updates) == 2)
+        train_runs(prepared[1:2], resume=True, stop=lambda: next(updates) == 2)
     shutil.copytree(tmp_path / run_key(specs[1]), tmp_path / run_key(specs[2]))  # another run's
-    records = [r for r, *_ in train_runs(specs, runs_dir=tmp_path)]
+    records = [r for r, *_ in train_runs(prepared, resume=True)]
     assert same_numbers(records[1]) == same_numbers(alone[1]), 'alone before and after'
     assert all(map(nearly_the_same, records, alone)), 'the other two beside each other'
     assert [r['provenance']['resumed'] for r in records] == [[], [dict(step=2, exact=True)], []]
@@ -447,15 +449,16 @@ def test_runs_at_different_steps_and_of_other_keys(tmp_path, capsys):
 
 
 def test_a_record_is_the_same_with_checkpoints_and_its_time_adds_up(tmp_path, tiny):
-    assert same_numbers(train_runs([TINY], runs_dir=tmp_path)[0][0]) == same_numbers(tiny) and not list(
+    data = prepare(TINY, find_folders(runs=tmp_path))
+    assert same_numbers(train_runs([data], resume=True)[0].record) == same_numbers(tiny) and not list(
         tmp_path.iterdir()
     )  # too short for one
     updates = itertools.count(1)
     with pytest.raises(Interrupted):
-        train_runs([TINY], runs_dir=tmp_path, stop=lambda: next(updates) == 4, save_every=0.0)
+        train_runs([data], resume=True, stop=lambda: next(updates) == 4, save_every=0.0)
     folder = tmp_path / run_key(TINY) / 'checkpoints'
     seconds = load_checkpoint(folder, run_key(TINY)).parts['state']['result']['seconds']
-    record = train_runs([TINY], runs_dir=tmp_path, save_every=0.0)[0][0]
+    record = train_runs([data], resume=True, save_every=0.0)[0].record
     assert same_numbers(record) == same_numbers(tiny) and record['provenance']['resumed'] == [dict(step=4, exact=True)]
     assert record['time']['seconds'] > round(seconds, 2) > 0
 

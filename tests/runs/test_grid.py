@@ -3,14 +3,16 @@
 from dataclasses import replace
 
 import pytest
+from making import record_of
 from nearly import nearly_the_same
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from dsbs.method.answering import generate, input_batches, label_accuracy
+from dsbs.records import find_folders
+from dsbs.runs import experiments
 from dsbs.runs import run as runs
-from dsbs.runs import saved
-from dsbs.runs.experiments import run_all, run_together
-from dsbs.runs.run import train_run
+from dsbs.runs.run import train_runs
+from dsbs.runs.saved import run_and_save
 from dsbs.runs.specs import RunSpec, prepare, run_key
 from dsbs.runs.verifying import same_numbers
 
@@ -30,8 +32,9 @@ def test_a_run_is_nearly_the_same_beside_others_and_alone(tmp_path):
         replace(TINY, rationales='shuffled', teacher_error=0.3, n_train=5),
         replace(TINY, extra='same_kind', n_extra=7),
     ]
-    for together, spec in zip(run_together(specs, runs_dir=tmp_path), specs):
-        assert nearly_the_same(together, train_run(spec)[0])
+    folders = find_folders(runs=tmp_path)
+    for together, spec in zip(train_runs([prepare(s, folders) for s in specs], resume=True), specs):
+        assert nearly_the_same(together.record, record_of(spec))
 
 
 @pytest.mark.parametrize(
@@ -44,40 +47,45 @@ def test_examples_of_about_one_length_are_padded_to_one_shape_and_train_side_by_
     monkeypatch.setattr(
         runs, 'fit', lambda model, trainees, *args: beside.append(len(trainees)) or fit(model, trainees, *args)
     )
-    together = [r for r, *_ in runs.train_runs(specs)]
+    together = [r for r, *_ in train_runs(list(map(prepare, specs)))]
     assert (
         max(beside) > 1
-        and len({len(r.label_input) for r in runs._Run(specs[0], None, None).rows}) > 1
+        and len({len(r.label_input) for r in runs._Run(prepare(specs[0]), resume=False).rows}) > 1
         or change.get('rationales') == 'random'
     )
     for record, spec in zip(together, specs):
-        assert nearly_the_same(record, train_run(spec)[0])
+        assert nearly_the_same(record, record_of(spec))
 
 
 @pytest.mark.parametrize('change', [dict(dropout=0.1), dict(keep='agree', teacher_error=0.3)], ids=str)
 def test_what_may_not_be_stacked_is_trained_one_by_one(tmp_path, change):
     specs = [replace(s, **change) for s in SEEDS[:2]]
-    for record, spec in zip(run_together(specs, runs_dir=tmp_path), specs):
-        assert same_numbers(record) == same_numbers(train_run(spec)[0])
+    folders = find_folders(runs=tmp_path)
+    for together, spec in zip(train_runs([prepare(s, folders) for s in specs], resume=True), specs):
+        assert same_numbers(together.record) == same_numbers(record_of(spec))
 
 
 def test_when_a_stack_fails_its_runs_are_made_one_by_one(tmp_path, monkeypatch):
     whole = runs.train_runs
 
-    def fails_together(specs, *args):
-        if len(specs) > 1:
+    def fails_together(prepared, *args, **kwargs):
+        if len(prepared) > 1:
             raise MemoryError('too much')
-        return whole(specs, *args)
+        return whole(prepared, *args, **kwargs)
 
     monkeypatch.setattr(runs, 'train_runs', fails_together)
-    assert [r['spec']['seed'] for r in run_together(SEEDS, runs_dir=tmp_path)] == [0, 1, 2]
+    folders = find_folders(runs=tmp_path)
+    prepared = [prepare(s, folders) for s in SEEDS]
+    attempt = experiments._attempt(prepared, lambda step, loss: None, lambda: False)
+    assert attempt == experiments.Attempt()
+    assert [experiments.find_record(p.key, folders)['spec']['seed'] for p in prepared] == [0, 1, 2]
     assert not list(tmp_path.glob('*/error.txt')) and not list(tmp_path.glob('*/lease.*'))
 
 
 def test_a_failing_run_leaves_its_log_and_the_others(tmp_path):
     bad = replace(TINY, learning_rate=1e30)
     with pytest.raises(RuntimeError, match='1 of 2 runs failed; the others are kept.*smaller learning_rate'):
-        run_all([TINY, bad], runs_dir=tmp_path, workers=1)
+        experiments.run_all([TINY, bad], find_folders(runs=tmp_path), workers=1)
     assert (tmp_path / run_key(TINY) / 'record.json').is_file() and 'FloatingPointError' in (
         tmp_path / run_key(bad) / 'error.txt'
     ).read_text()
@@ -108,14 +116,14 @@ def test_dropout_drawn_in_another_way_has_another_name():
 def test_task_named_at_the_decoder(tmp_path):
     "It trains beside others as alone, reads each example once, and its student is asked without a prefix."
     decoder = [replace(s, task_prefix='decoder') for s in SEEDS]
-    alone = [runs.train_run(s)[0] for s in decoder[:2]]
-    assert all(nearly_the_same(r, one) for (r, *_), one in zip(runs.train_runs(decoder), alone))
-    encoder = runs.train_run(SEEDS[0])[0]
+    alone = [record_of(s) for s in decoder[:2]]
+    assert all(nearly_the_same(r, one) for (r, *_), one in zip(train_runs(list(map(prepare, decoder))), alone))
+    encoder = record_of(SEEDS[0])
     assert (
         alone[0]['metrics']['tokens'] < encoder['metrics']['tokens']
         and alone[0]['history'][0]['rationale_loss'] != encoder['history'][0]['rationale_loss']
     )
-    kept = saved.run_and_save(decoder[0], tmp_path / 'student')
+    kept = run_and_save(decoder[0], tmp_path / 'student')
     assert (
         same_numbers(kept) == same_numbers(alone[0])
         and 'prefix' not in (tmp_path / 'student' / 'README.md').read_text()
@@ -132,7 +140,7 @@ def test_task_named_at_the_decoder(tmp_path):
 def test_what_stands_beside_exact_match():
     "The likeliest label and the rationale are measured where they can be, and never take exact match's place."
     standard, both, single = (
-        runs.train_run(replace(TINY, method=m))[0]['metrics'] for m in ('standard', 'step_by_step', 'single_task')
+        record_of(replace(TINY, method=m))['metrics'] for m in ('standard', 'step_by_step', 'single_task')
     )
     names = ('likeliest_label_accuracy', 'rationale_accuracy', 'rationale_token_accuracy')
     assert (

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 import pytest
 from waiting import HANGS, wait_for
 
+from dsbs.records import find_folders
 from dsbs.runs import experiments, leases
 from dsbs.runs.experiments import POLL, run, run_all, run_status
 from dsbs.runs.leases import BEAT, STALE, lease_holder, take_lease
@@ -31,9 +32,9 @@ FORK = get_context('fork')
 needs_proc = pytest.mark.skipif(not leases._where(), reason='this system does not tell when a process began')
 
 
-def note(folder, what, spec):
+def note(folder, what, key):
     "One line in a file that all processes write to."
-    line = json.dumps(dict(what=what, key=run_key(spec), pid=os.getpid(), group=os.getpgrp(), time=time.time())) + '\n'
+    line = json.dumps(dict(what=what, key=key, pid=os.getpid(), group=os.getpgrp(), time=time.time())) + '\n'
     fd = os.open(folder / 'log', os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     try:
         os.write(fd, line.encode())
@@ -49,17 +50,17 @@ def notes(folder, what=None):
 def stand_in(folder, seconds=(0.02, 0.05), heeds=True):
     "A trainer that only sleeps, and says when it begins and when its record is in place."
 
-    def train(specs, data_dir, progress, done, runs_dir, stop):
-        for s in specs:
-            note(folder, 'start', s)
-        end = time.monotonic() + random.uniform(*seconds) * len(specs)
+    def train(prepared, progress, done, stop):
+        for p in prepared:
+            note(folder, 'start', p.key)
+        end = time.monotonic() + random.uniform(*seconds) * len(prepared)
         while time.monotonic() < end:
             time.sleep(0.005)
             if stop() and heeds:
                 raise experiments.Stopped
-        for s in specs:
-            done(dict(key=run_key(s), by=os.getpid(), time=dict(seconds=0.1)))
-            note(folder, 'end', s)
+        for p in prepared:
+            done(dict(key=p.key, by=os.getpid(), time=dict(seconds=0.1)))
+            note(folder, 'end', p.key)
 
     return train
 
@@ -74,7 +75,7 @@ def quick(monkeypatch):
     return monkeypatch
 
 
-def launcher(folder, work=lambda folder: run_all(GRID, runs_dir=folder, workers=2), before=lambda: None):
+def launcher(folder, work=lambda folder: run_all(GRID, find_folders(runs=folder), workers=2), before=lambda: None):
     "A process, in a group of its own, that works on a folder; what it raised is in the file outcome."
 
     def go():
@@ -190,12 +191,12 @@ def test_a_lease_cut_short_is_judged_by_its_age(tmp_path, cut):
     assert (
         lease_holder(folder) == dict(host=None, pid=None, since=None)
         and not take_lease(folder)
-        and run_status(tmp_path)['running'] == 1
+        and run_status(find_folders(runs=tmp_path))['running'] == 1
     )
     os.utime(path, (time.time() - STALE - 2,) * 2)
     assert (
         not lease_holder(folder)
-        and run_status(tmp_path)['running'] == 0
+        and run_status(find_folders(runs=tmp_path))['running'] == 0
         and take_lease(folder).path.name == 'lease.1.json'
     )
 
@@ -241,13 +242,13 @@ def test_a_suspended_holder_learns_that_its_run_was_taken_over(tmp_path, quick):
     "Stopped for longer than a lease lasts, it neither trains on nor overwrites, and returns the other's record."
     quick.setattr(leases, 'BEAT', 0.05)
     quick.setattr(experiments, '_train', stand_in(tmp_path, (HANGS, HANGS)))
-    asleep = launcher(tmp_path, lambda folder: run(TINY, runs_dir=folder))
+    asleep = launcher(tmp_path, lambda folder: run(TINY, find_folders(runs=folder)))
     wait_for(lambda: notes(tmp_path, 'start'))
     kill_all(asleep, signal.SIGSTOP)
     wait_for(lambda: Path(f'/proc/{asleep.pid}/stat').read_text().rpartition(')')[2].split()[0] == 'T')
     go_stale(next((tmp_path / run_key(TINY)).glob('lease.*.json')))
     quick.setattr(experiments, '_train', stand_in(tmp_path))
-    record, path = run(TINY, runs_dir=tmp_path), tmp_path / run_key(TINY) / 'record.json'
+    record, path = run(TINY, find_folders(runs=tmp_path)), tmp_path / run_key(TINY) / 'record.json'
     placed = path.stat().st_mtime_ns
     kill_all(asleep, signal.SIGCONT)
     assert outcome(asleep, tmp_path) == '' and record['by'] == os.getpid() and path.stat().st_mtime_ns == placed
@@ -277,7 +278,10 @@ def test_what_a_killed_maker_left_beside_its_record_is_removed(tmp_path, quick):
         (folder / 'record.json').write_text(json.dumps(dict(key=run_key(spec), time=dict(seconds=1))))
 
     quick.setattr(experiments, '_train', lambda *args: pytest.fail('made again'))
-    for make in (lambda: run_all([TINY], runs_dir=tmp_path, workers=1), lambda: run(TINY, runs_dir=tmp_path)):
+    for make in (
+        lambda: run_all([TINY], find_folders(runs=tmp_path), workers=1),
+        lambda: run(TINY, find_folders(runs=tmp_path)),
+    ):
         leave(TINY)
         make()
         assert [p.name for p in (tmp_path / run_key(TINY)).iterdir()] == ['record.json']
@@ -295,11 +299,11 @@ def test_asked_to_end_it_drains(tmp_path, quick, number):
     assert (
         len({l['pid'] for l in notes(tmp_path, 'start')}) == 2
         and not list(tmp_path.glob('*/error.txt'))
-        and run_status(tmp_path)['running'] == 0
+        and run_status(find_folders(runs=tmp_path))['running'] == 0
     )
     assert all(leases._started(l['pid']) is None for l in notes(tmp_path)), 'workers must end with their launcher'
     quick.setattr(experiments, '_train', stand_in(tmp_path))
-    assert len(run_all(GRID, runs_dir=tmp_path, workers=2)) == 9
+    assert len(run_all(GRID, find_folders(runs=tmp_path), workers=2)) == 9
 
 
 def test_asked_twice_it_ends_at_once(tmp_path, quick):
@@ -318,7 +322,7 @@ def test_asked_twice_it_ends_at_once(tmp_path, quick):
 
 def test_one_run_drains_too(tmp_path, quick):
     quick.setattr(experiments, '_train', stand_in(tmp_path, (10 * HANGS, 10 * HANGS)))
-    process = launcher(tmp_path, lambda folder: run(TINY, runs_dir=folder))
+    process = launcher(tmp_path, lambda folder: run(TINY, find_folders(runs=folder)))
     wait_for(lambda: notes(tmp_path, 'start'))
     kill_all(process, signal.SIGINT)
     assert outcome(process, tmp_path).startswith('Stopped: stopped; the same call goes on')
@@ -327,12 +331,12 @@ def test_one_run_drains_too(tmp_path, quick):
 def test_a_failed_run_is_tried_again_only_when_asked(tmp_path, quick):
     good, tries = stand_in(tmp_path), tmp_path / 'tries'
 
-    def fails(specs, *args):
-        if any(s.learning_rate == 0.5 for s in specs):
+    def fails(prepared, *args):
+        if any(p.spec.learning_rate == 0.5 for p in prepared):
             with open(tries, 'a') as f:
                 f.write('x')
             raise ValueError('out of luck')
-        good(specs, *args)
+        good(prepared, *args)
 
     quick.setattr(experiments, '_train', fails)
     some = [GRID[2], replace(GRID[3], learning_rate=0.5)]
@@ -342,53 +346,53 @@ def test_a_failed_run_is_tried_again_only_when_asked(tmp_path, quick):
             RuntimeError,
             match=f'1 of . runs failed; the others are kept.*ValueError: out of luck.*{bad.name}/error.txt.*--retry-failed',
         ):
-            run_all(some, runs_dir=tmp_path, workers=1)
+            run_all(some, find_folders(runs=tmp_path), workers=1)
         assert tries.read_text() == 'x'
     log = (bad / 'error.txt').read_text()
     assert log.startswith('20') and '"learning_rate":0.5' in log.splitlines()[1] and 'Traceback' in log
-    status = run_status(tmp_path)
+    status = run_status(find_folders(runs=tmp_path))
     assert (status['done'], status['failed'], status['pending']) == (1, 1, 0) and status['logs'][0][
         'error'
     ] == 'ValueError: out of luck'
     with pytest.raises(RuntimeError):
-        run_all(some, runs_dir=tmp_path, workers=1, retry_failed=True)
+        run_all(some, find_folders(runs=tmp_path), workers=1, retry_failed=True)
     assert tries.read_text() == 'xx'
     quick.setattr(experiments, '_train', good)
-    assert run(some[1], runs_dir=tmp_path) and [p.name for p in bad.iterdir()] == ['record.json']
+    assert run(some[1], find_folders(runs=tmp_path)) and [p.name for p in bad.iterdir()] == ['record.json']
 
 
 def test_a_worker_that_dies_costs_one_run(tmp_path, quick):
     good = stand_in(tmp_path)
 
-    def dies(specs, *args):
-        if any(s.seed == 1 for s in specs):
+    def dies(prepared, *args):
+        if any(p.spec.seed == 1 for p in prepared):
             os.kill(os.getpid(), signal.SIGKILL)
-        good(specs, *args)
+        good(prepared, *args)
 
     quick.setattr(experiments, '_train', dies)
     quick.setattr(experiments, '_bundles', lambda specs, workers: [list(specs)])
     with pytest.raises(RuntimeError, match='1 of 3 runs failed.*exit code -9.*memory'):
-        run_all(GRID[:3], runs_dir=tmp_path, workers=1)
-    assert len(list(tmp_path.glob('*/record.json'))) == 2 and not run_status(tmp_path)['running']
+        run_all(GRID[:3], find_folders(runs=tmp_path), workers=1)
+    assert len(list(tmp_path.glob('*/record.json'))) == 2 and not run_status(find_folders(runs=tmp_path))['running']
 
 
 def test_failed_by_another_launcher_is_failed(tmp_path, quick):
     "Who waits for a run that another is at hears of its failure, and does not try again."
 
-    def fails(specs, *args):
-        note(tmp_path, 'start', specs[0])
+    def fails(prepared, *args):
+        note(tmp_path, 'start', prepared[0].key)
         time.sleep(0.3)
         raise ValueError('no')
 
     quick.setattr(experiments, '_train', fails)
-    pair = [launcher(tmp_path, lambda folder: run_all([TINY], runs_dir=folder, workers=1)) for _ in range(2)]
+    pair = [launcher(tmp_path, lambda folder: run_all([TINY], find_folders(runs=folder), workers=1)) for _ in range(2)]
     assert all('1 of 1 runs failed' in outcome(p, tmp_path) for p in pair) and len(notes(tmp_path, 'start')) == 1
 
 
 def test_status_tells_what_runs_where(tmp_path, quick, main):
     quick.setattr(experiments, '_train', stand_in(tmp_path, (10 * HANGS, 10 * HANGS)))
     (tmp_path / 'runs').mkdir()
-    process = launcher(tmp_path, lambda folder: run_all(GRID, runs_dir=folder / 'runs', workers=2))
+    process = launcher(tmp_path, lambda folder: run_all(GRID, find_folders(runs=folder / 'runs'), workers=2))
     wait_for(lambda: len({n['pid'] for n in notes(tmp_path, 'start')}) == 2)
     now = lambda: json.loads(main('status', '--json')[1])
     wait_for(
@@ -422,17 +426,20 @@ def test_retry_is_asked_for_on_the_command_line(main, monkeypatch):
 REAL = """
 import sys
 from dataclasses import replace
+from dsbs.records import find_folders
 from dsbs.runs.experiments import run_all
 from dsbs.runs.specs import RunSpec
 base = RunSpec(student='scratch-32x1', n_train=64, max_steps=60, eval_every=20, batch_size=16, learning_rate=1e-3)
-run_all([replace(base, n_train=n, seed=s, subset_seed=s) for n in (40, 64) for s in range(4)], runs_dir=sys.argv[1], workers=1)
+grid = [replace(base, n_train=n, seed=s, subset_seed=s) for n in (40, 64) for s in range(4)]
+run_all(grid, find_folders(runs=sys.argv[1]), workers=1)
 """
 
 
 @pytest.mark.slow
 def test_two_real_launchers_one_of_them_killed(tmp_path):
     "With real trainings: the survivor ends with all records, keeps those that were there, and they are what one process makes alone."
-    from dsbs.runs.run import train_run
+    from making import record_of
+
     from dsbs.runs.verifying import same_numbers
 
     pair = [
@@ -440,7 +447,7 @@ def test_two_real_launchers_one_of_them_killed(tmp_path):
         for _ in range(2)
     ]
     records = lambda: {p: p.stat().st_mtime_ns for p in tmp_path.glob('*/record.json')}
-    wait_for(lambda: len(records()) >= 2 and len(run_status(tmp_path)['processes']) == 2)
+    wait_for(lambda: len(records()) >= 2 and len(run_status(find_folders(runs=tmp_path))['processes']) == 2)
     os.killpg(pair[0].pid, signal.SIGKILL)
     pair[0].wait()
     kept = records()
@@ -448,6 +455,6 @@ def test_two_real_launchers_one_of_them_killed(tmp_path):
     after = records()
     assert len(after) == 8 and all(after[p] == t for p, t in kept.items()) and not list(tmp_path.glob('*/lease.*'))
     record = json.loads(max(after, key=after.get).read_text())
-    assert same_numbers(record) == same_numbers(train_run(RunSpec(**record['spec']))[0]), (
+    assert same_numbers(record) == same_numbers(record_of(RunSpec(**record['spec']))), (
         'with dropout each trains alone: the same computation'
     )

@@ -2,18 +2,15 @@
 
 import json
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
 from small_t5 import change, own_task, rationale_set, small_t5
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, ByT5Tokenizer
 
-from dsbs.data.answers import is_correct
 from dsbs.method.student import make_student
 from dsbs.runs import run as runs
-from dsbs.runs import saved
+from dsbs.runs import saved as saving
 from dsbs.runs.saved import ask_saved, model_card, run_and_save
 from dsbs.runs.specs import make_spec
 
@@ -190,14 +187,14 @@ def test_the_longest_answer_is_that_of_all_labels_learned(source, tmp_path):
 
 def test_a_student_that_answers_otherwise_is_not_saved(tmp_path, monkeypatch, main):
     own_task(tmp_path / 'task')
-    spoil = saved.answer_as_scored
+    spoil = saving.answer_as_scored
 
     def other(t5, n):
         spoil(t5, n)
         with torch.no_grad():
             t5.shared.weight.copy_(t5.shared.weight.flip(0))
 
-    monkeypatch.setattr(saved, 'answer_as_scored', other)
+    monkeypatch.setattr(saving, 'answer_as_scored', other)
     call = (
         'run',
         '--json',
@@ -221,13 +218,13 @@ def test_as_good_as_equal_is_no_difference(tmp_path):
     other = record | dict(answers={i: 'another answer' for i in record['answers']})
     questions = [f'[label] {i}' for i in record['answers']]
     with pytest.raises(RuntimeError, match='answers otherwise'):
-        saved.check_saved(folder, other, questions)
+        saving.check_saved(folder, other, questions)
     t5 = AutoModelForSeq2SeqLM.from_pretrained(folder)
     with torch.no_grad():
         t5.shared.weight[:] = t5.shared.weight[5]
     t5.save_pretrained(folder)
     assert all(ahead < 1e-3 for _, ahead in ask_saved(folder, questions, 3))
-    saved.check_saved(folder, other, questions)
+    saving.check_saved(folder, other, questions)
 
 
 def test_a_card_of_an_older_record(tmp_path):

@@ -185,9 +185,9 @@ def random_spec(rng):
 
 
 def test_ten_thousand_random_specs_have_ten_thousand_keys(monkeypatch):
-    rng, data = random.Random(6), {}
+    rng, data, load = random.Random(6), {}, specs._load
 
-    def prepared(spec, data_dir=None):  # once for each task, seed and added rows; `prepare` itself remembers only a few
+    def loaded(spec, folder):  # once for each task, seed and added rows; `prepare` itself remembers only a few
         what = dict(
             task=spec.task,
             data_seed=spec.data_seed,
@@ -195,10 +195,10 @@ def test_ten_thousand_random_specs_have_ten_thousand_keys(monkeypatch):
             rationales='human' if spec.rationales == 'human' else 'teacher',
         )
         if (name := repr(what)) not in data:
-            data[name] = prepare(RunSpec(**what))
+            data[name] = load(RunSpec(**what), folder)
         return data[name]
 
-    monkeypatch.setattr(specs, 'prepare', prepared)
+    monkeypatch.setattr(specs, '_load', loaded)
     some = {random_spec(rng) for _ in range(10_000)}
     keys = {run_key(s) for s in some}
     assert len(keys) == len(some) > 9_990 and all(len(k) == 64 for k in keys)

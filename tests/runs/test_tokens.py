@@ -20,12 +20,13 @@ from dsbs.method.settings import TrainingConfig
 from dsbs.method.student import make_student, train_tokenizer
 from dsbs.method.training import Interrupted, Trainee, fit
 from dsbs.method.views import make_views
+from dsbs.records import find_folders
 from dsbs.runs import run as runs
 from dsbs.runs import tokens
 from dsbs.runs.checkpoints import load_checkpoint
 from dsbs.runs.experiments import run_all, run_status
 from dsbs.runs.run import train_runs
-from dsbs.runs.specs import make_spec
+from dsbs.runs.specs import make_spec, prepare
 from dsbs.runs.tokens import TokenTable, cut, cut_rows, tokenise_once, tokens_key
 from dsbs.runs.verifying import check_record, record_named, same_numbers
 
@@ -247,8 +248,10 @@ OTHERS = dict(
 )
 
 
-def records(specs, **kwargs):
-    return [same_numbers(r) for r, *_ in train_runs(specs, **kwargs)]
+def records(specs, runs_dir=None, **kwargs):
+    prepared = [prepare(s, find_folders(runs=runs_dir)) for s in specs]
+    kwargs |= dict(resume=True) if runs_dir else {}
+    return [same_numbers(r) for r, *_ in train_runs(prepared, **kwargs)]
 
 
 @pytest.mark.parametrize('which', OTHERS)
@@ -263,24 +266,24 @@ def test_records_with_tokens_on_the_disk_are_the_records_without(tmp_path, monke
 
 def test_nothing_trips_over_the_folder(tmp_path, monkeypatch):
     monkeypatch.setenv('DSBS_RUNS', str(tmp_path))
-    train_runs([replace(SPEC, max_steps=1, eval_every=1)], runs_dir=tmp_path)
+    folders = find_folders(runs=tmp_path)
+    train_runs([prepare(replace(SPEC, max_steps=1, eval_every=1), folders)], resume=True)
     assert names(tmp_path) == ['tokens']
-    assert run_status(tmp_path)['done'] == 0
+    assert run_status(folders)['done'] == 0
     monkeypatch.setattr(
-        'dsbs.runs.experiments._make',
-        lambda todo, data_dir, runs_dir, *rest: [
+        'dsbs.runs.experiments._launch',
+        lambda todo, *rest: [
             train_runs(
-                [s],
-                data_dir,
-                done=lambda r: (runs_dir / k / 'record.json').write_text(json.dumps(r)),
-                runs_dir=(runs_dir / k).mkdir() or runs_dir,
+                [prepare(s, folders)],
+                done=lambda r: (todo.folder(k) / 'record.json').write_text(json.dumps(r)),
+                resume=not todo.folder(k).mkdir(),
             )
-            for k, s in todo.items()
+            for k, s in todo.specs.items()
         ],
     )
-    (record,) = run_all([SPEC], runs_dir=tmp_path)
-    assert run_all([SPEC], runs_dir=tmp_path) == [record] == [record_named(record['key'][:8], tmp_path, tmp_path)]
-    assert {n: run_status(tmp_path)[n] for n in ('done', 'running', 'failed', 'pending')} == dict(
+    (record,) = run_all([SPEC], folders)
+    assert run_all([SPEC], folders) == [record] == [record_named(record['key'][:8], folders)]
+    assert {n: run_status(folders)[n] for n in ('done', 'running', 'failed', 'pending')} == dict(
         done=1, running=0, failed=0, pending=0
     ) and check_record(record) == []
 
@@ -323,12 +326,12 @@ def test_stopped_with_a_batch_drawn_ahead_and_gone_on_with(tmp_path, ahead):
     "Before, at and after a validation, with the thread in one or both of the parts."
     plain = records([SPEC])
     for stop_at, first, second in ((3, True, True), (4, True, None), (5, None, True), (6, True, None)):
-        folder, updates = tmp_path / str(stop_at), itertools.count(1)
+        updates, data = itertools.count(1), prepare(SPEC, find_folders(runs=tmp_path / str(stop_at)))
         ahead(first)
         with pytest.raises(Interrupted):
-            train_runs([SPEC], runs_dir=folder, stop=lambda: next(updates) == stop_at)
+            train_runs([data], resume=True, stop=lambda: next(updates) == stop_at)
         ahead(second)
-        (again,) = (r for r, *_ in train_runs([SPEC], runs_dir=folder))
+        (again,) = (r for r, *_ in train_runs([data], resume=True))
         assert same_numbers(again) == plain[0] and again['provenance']['resumed'] == [dict(step=stop_at, exact=True)]
 
 

@@ -6,11 +6,11 @@ import random
 from pathlib import Path
 
 import pytest
+from making import record_of
 
 from dsbs.records import canonical_json, published, write_text
 from dsbs.runs import run as runs
 from dsbs.runs import verifying
-from dsbs.runs.run import train_run
 from dsbs.runs.specs import ADDED, key_of, make_spec
 from dsbs.runs.verifying import check_record
 
@@ -23,7 +23,7 @@ SPEC = dict(student='scratch-32x1', max_steps=8, eval_every=4, learning_rate=3e-
 
 @pytest.fixture(scope='module')
 def made():
-    return json.loads(canonical_json(train_run(make_spec(SPEC))[0]))
+    return json.loads(canonical_json(record_of(make_spec(SPEC))))
 
 
 @pytest.fixture
@@ -33,7 +33,12 @@ def record(made):
 
 @pytest.fixture
 def no_training(monkeypatch):
-    monkeypatch.setattr(verifying, 'train_run', lambda *args, **kw: pytest.fail('trained'))
+    monkeypatch.setattr(verifying, 'train_runs', lambda *args, **kw: pytest.fail('trained'))
+
+
+def giving(record):
+    "A training that gives this record."
+    return lambda *args, **kw: [runs.Trained(copy.deepcopy(record), None, None)]
 
 
 def call(main, path, record, *more):
@@ -177,9 +182,7 @@ FOUND_BY_TRAINING = {
 
 @pytest.mark.parametrize('what', FOUND_BY_TRAINING)
 def test_a_tampered_number_is_found_by_training_again(what, record, main, tmp_path, made, monkeypatch):
-    monkeypatch.setattr(
-        runs, 'train_run', lambda *args, **kw: (copy.deepcopy(made),)
-    )  # what training again gives, as the test above shows
+    monkeypatch.setattr(verifying, 'train_runs', giving(made))  # what training again gives, as the test above shows
     change, field, near = FOUND_BY_TRAINING[what]
     change(record)
     status, told, last = call(main, tmp_path / 'record.json', record)
@@ -202,7 +205,7 @@ def test_a_tampered_number_is_found_by_training_again(what, record, main, tmp_pa
 @pytest.mark.parametrize('what', FOUND_BY_TRAINING)
 @pytest.mark.parametrize('why', ['another machine', 'another instruction set', 'beside others', 'resumed elsewhere'])
 def test_where_digits_may_differ_what_is_near_holds(what, why, record, main, tmp_path, made, monkeypatch):
-    monkeypatch.setattr(verifying, 'train_run', lambda *args, **kw: (copy.deepcopy(made),))
+    monkeypatch.setattr(verifying, 'train_runs', giving(made))
     change, field, near = FOUND_BY_TRAINING[what]
     change(record)
     changed = {
@@ -225,7 +228,7 @@ def test_where_digits_may_differ_what_is_near_holds(what, why, record, main, tmp
 
 
 def test_the_tolerance_is_stated(record, main, tmp_path, made, monkeypatch):
-    monkeypatch.setattr(verifying, 'train_run', lambda *args, **kw: (copy.deepcopy(made),))
+    monkeypatch.setattr(verifying, 'train_runs', giving(made))
     record['provenance']['isa'] = 'another'
     record['history'][0]['loss'] *= 1.0005
     write_text(tmp_path / 'record.json', json.dumps(record))
@@ -249,7 +252,7 @@ def test_an_old_record_that_may_have_had_others_beside_it(record, no_training):
 
 
 def test_another_machine_is_named(record, main, tmp_path, made, monkeypatch):
-    monkeypatch.setattr(verifying, 'train_run', lambda *args, **kw: (copy.deepcopy(made),))
+    monkeypatch.setattr(verifying, 'train_runs', giving(made))
     record['provenance']['machine']['processor'] = 'another'
     record['provenance']['versions']['torch'] = '2.13.1'
     record['provenance']['device'] = 'cuda:0'

@@ -1,19 +1,17 @@
 "What a student can write and read: labels, special pieces in texts, texts that are cut."
 
 import json
-from collections import Counter
 
 import pytest
+from making import record_of, trained
 from small_t5 import own_task, rationale_set, small_t5, small_tokenizer
 from transformers import ByT5Tokenizer
 
-from dsbs.data.examples import Example
 from dsbs.method.answering import unwritable
 from dsbs.method.multitask import cut_ids
-from dsbs.method.student import SPECIAL, as_text, make_student, special_pieces, train_tokenizer
-from dsbs.records import UsageError
+from dsbs.method.student import SPECIAL, as_text, special_pieces, train_tokenizer
+from dsbs.records import UsageError, find_folders
 from dsbs.runs import run as runs
-from dsbs.runs.run import train_run
 from dsbs.runs.specs import make_spec, prepare, recipe
 from dsbs.runs.tokens import lost
 
@@ -122,19 +120,19 @@ def test_a_label_that_only_the_set_of_labels_has(t5, tmp_path):
     path = tmp_path / 'task' / 'task.toml'
     path.write_text(path.read_text().replace('["low", "high"]', '["low", "high", "m~d"]'))
     with pytest.raises(UsageError, match="cannot write the label 'm~d'"):
-        train_run(make_spec(QUICK | dict(task=str(tmp_path / 'task'), student=t5)))
+        record_of(make_spec(QUICK | dict(task=str(tmp_path / 'task'), student=t5)))
 
 
 def test_a_few_free_texts_are_said_and_counted(t5, tmp_path, capsys):
     labels = [f'{i} low' for i in range(59)] + ['a²']
     own_task(tmp_path / 'task', labels, answer='text')
     spec = make_spec(QUICK | dict(task=str(tmp_path / 'task'), student=t5))
-    record, *_ = train_run(spec)
+    record = record_of(spec)
     said = capsys.readouterr().err
     assert record['metrics']['labels_not_written'] == 1 and said.count('\n') == 1 and "'a²', which becomes 'a2'" in said
     own_task(tmp_path / 'more', ['1 low'] * 55 + [f'{i}²' for i in range(5)], answer='text')
     with pytest.raises(UsageError, match='nor 4 other labels'):
-        train_run(make_spec(QUICK | dict(task=str(tmp_path / 'more'), student=t5)))
+        record_of(make_spec(QUICK | dict(task=str(tmp_path / 'more'), student=t5)))
 
 
 @pytest.mark.parametrize('only', ['validation', 'test', 'the teacher', 'the set'])
@@ -153,8 +151,7 @@ def test_a_student_from_random_weights_can_write_labels_that_stand_elsewhere(onl
         label=lambda r: 'low' if r is other else '≈ñ' if only == 'the teacher' and r['id'] == 'r4' else r['label'],
     )
     spec = make_spec(QUICK | dict(task=str(folder), teacher=str(tmp_path / 'set'), label_source='teacher'))
-    _, _, tokenizer = train_run(spec)
-    assert not unwritable(tokenizer, ['low', 'high', '≈ñ'])
+    assert not unwritable(trained(spec).tokenizer, ['low', 'high', '≈ñ'])
 
 
 @pytest.mark.parametrize('task', ['same_kind', 'heavier', 'more_picked'])
@@ -219,9 +216,7 @@ def test_a_special_piece_in_a_text_is_text(piece, how):
 
 def test_the_words_after_a_piece_are_read(t5, tmp_path, capsys):
     rows = own_task(tmp_path / 'task', text='a card <pad> of order {i} </s> {word}')
-    record, *_ = train_run(
-        make_spec(QUICK | dict(task=str(tmp_path / 'task'), student=t5, max_steps=60, eval_every=60))
-    )
+    record = record_of(make_spec(QUICK | dict(task=str(tmp_path / 'task'), student=t5, max_steps=60, eval_every=60)))
     assert record['metrics']['special_pieces'] == len(rows) and 'texts hold a special piece' in capsys.readouterr().err
     assert record['metrics']['validation_accuracy'] == 100.0
 
@@ -249,7 +244,7 @@ CUT = ('cut_train_inputs', 'cut_validation_inputs', 'cut_test_inputs', 'cut_labe
 def test_inputs_and_rationales_that_are_cut_are_counted(tmp_path, capsys):
     rows = own_task(tmp_path / 'task', text='of order {i} it is {word}', n=60)
     rationale_set(tmp_path / 'set', rows, rationale=lambda r: 'it says so' * (1 + 20 * (int(r['id'][1:]) < 10)))
-    record, *_ = train_run(
+    record = record_of(
         make_spec(
             QUICK
             | dict(
@@ -277,7 +272,7 @@ def test_inputs_and_rationales_that_are_cut_are_counted(tmp_path, capsys):
 
 def test_nothing_cut_nothing_said(tmp_path, capsys):
     own_task(tmp_path / 'task')
-    record, *_ = train_run(make_spec(QUICK | dict(task=str(tmp_path / 'task'))))
+    record = record_of(make_spec(QUICK | dict(task=str(tmp_path / 'task'))))
     assert (
         [record['metrics'][name] for name in CUT] == [0] * 5
         and record['generation']['max_input'] is None
@@ -322,7 +317,7 @@ def test_a_single_target_that_loses_its_label_is_an_error(n, tmp_path, main):
 def test_a_label_that_is_cut_is_an_error(tmp_path):
     own_task(tmp_path / 'task', ('low income of the parcel', 'high'))
     with pytest.raises(UsageError, match='labels are cut'):
-        train_run(make_spec(QUICK | dict(task=str(tmp_path / 'task'), max_target=2)))
+        record_of(make_spec(QUICK | dict(task=str(tmp_path / 'task'), max_target=2)))
 
 
 def test_a_rationale_in_the_input_counts_with_it(tmp_path):
@@ -330,7 +325,7 @@ def test_a_rationale_in_the_input_counts_with_it(tmp_path):
     rationale_set(tmp_path / 'set', rows, rationale=lambda r: 'it is so ' * 20)
     shape = dict(task=str(tmp_path / 'task'), teacher=str(tmp_path / 'set'), max_input=30)
     alone, with_it = (
-        train_run(make_spec(QUICK | shape | dict(method=m)))[0]['metrics'] for m in ('standard', 'rationale_as_input')
+        record_of(make_spec(QUICK | shape | dict(method=m)))['metrics'] for m in ('standard', 'rationale_as_input')
     )
     assert (
         alone['cut_train_inputs'] == alone['cut_test_inputs'] == 0
@@ -341,7 +336,7 @@ def test_a_rationale_in_the_input_counts_with_it(tmp_path):
 
 def test_unknown_pieces_are_counted_and_said(t5, tmp_path, capsys):
     own_task(tmp_path / 'task', text='{word} 正 面 {i}')
-    record, *_ = train_run(make_spec(QUICK | dict(task=str(tmp_path / 'task'), student=t5)))
+    record = record_of(make_spec(QUICK | dict(task=str(tmp_path / 'task'), student=t5)))
     m = record['metrics']
     assert (
         0.1 < m['unknown_share_train_inputs'] < 0.5
@@ -361,9 +356,10 @@ def test_counts_are_those_of_a_table_on_the_disk(tmp_path, monkeypatch):
             task=str(tmp_path / 'task'), teacher=str(tmp_path / 'set'), method='step_by_step', max_input=4, max_target=3
         )
     )
-    plain = train_run(spec)[0]
+    plain = record_of(spec)
     monkeypatch.setattr(tokens, 'MANY', 4)
-    kept = [runs.train_runs([spec], runs_dir=tmp_path / 'runs')[0][0] for _ in range(2)]
+    data = prepare(spec, find_folders(runs=tmp_path / 'runs'))
+    kept = [runs.train_runs([data], resume=True)[0].record for _ in range(2)]
     assert (
         [k['metrics'] for k in kept] == [plain['metrics']] * 2
         and plain['metrics']['cut_train_inputs']
@@ -390,5 +386,5 @@ def test_two_tasks_that_look_the_same(tmp_path):
         task=str(tmp_path / 'task'), teacher=str(tmp_path / 'set'), method='step_by_step', student=str(student)
     )
     with pytest.raises(UsageError, match='as the same'):
-        train_run(make_spec(spec))
-    assert train_run(make_spec(spec | dict(task_prefix='decoder')))
+        record_of(make_spec(spec))
+    assert record_of(make_spec(spec | dict(task_prefix='decoder')))

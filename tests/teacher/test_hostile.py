@@ -185,7 +185,7 @@ def test_two_models_never_share_a_rationale_set(tmp_path):
 def test_where_a_student_cannot_be_saved_is_said_before_it_is_trained(name, why, main, tmp_path, monkeypatch):
     import dsbs.runs.saved
 
-    monkeypatch.setattr(dsbs.runs.saved, 'train_run', lambda *any: pytest.fail('it was trained'))
+    monkeypatch.setattr(dsbs.runs.saved, 'train_runs', lambda *any: pytest.fail('it was trained'))
     (tmp_path / 'file').write_text('mine')
     code, out, err = main('run', 'task=same_kind', '--save', tmp_path / name if name not in ('.', '..') else name)
     assert code == 2 and why in err and err.count('\n') == 1 and (tmp_path / 'file').read_text() == 'mine'
