@@ -44,13 +44,18 @@ test-numbers: $(STAMP)
 lab: $(STAMP)
 	$(BIN)/jupyter lab nbs
 
+# notebooks laid out and cleaned, the modules and the front page made from them
 export: $(STAMP)
+	$(BIN)/ruff format --quiet nbs tests setup.py
 	$(BIN)/nbdev_clean --fname nbs
 	$(BIN)/nbdev_export
+	$(BIN)/ruff format --quiet dsbs
 	$(BIN)/python -c "from dsbs.evidence.reporting import write_readme; write_readme()"
 
 check: $(STAMP)
-	$(BIN)/python -m pytest -q tests/test_in_step.py
+	$(BIN)/ruff format --check nbs dsbs tests setup.py
+	$(BIN)/ruff check nbs dsbs tests setup.py
+	$(BIN)/python -m pytest -q tests/test_in_step.py tests/test_measures.py
 
 clean:
 	rm -rf .venv .venv-cluster .snakemake dsbs.egg-info .pytest_cache .hypothesis

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from .records import UsageError
 
+
 # %% ../nbs/01_hub.ipynb #53841a4a
 def _pickled(folder):  # names of the weights of which reading can run code
     return sorted(
@@ -101,6 +102,7 @@ def _not_loaded(error, what, cached):  # in words of our own where the weights o
         'model on the hub often hold some (google/t5-v1_1-* have them only there): set revision=refs/pr/N with the number of one, or name a folder that has them'
     )
 
+
 # %% ../nbs/01_hub.ipynb #1efb9e57
 def hub_name(
     name: str,  # "t5-v1_1-base", "flan-t5-small", "t5-large", or a full name such as "google/t5-v1_1-base"
@@ -121,6 +123,7 @@ def hub_name(
         ),
         None,
     )
+
 
 # %% ../nbs/01_hub.ipynb #3c852af6
 FAMILIES = {'t5-v1_1-': 'google/', 'flan-t5-': 'google/', 't5-': 'google-t5/'}

@@ -33,7 +33,7 @@ def copy(tmp_path):
         shutil.copytree(
             ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints')
         )
-    for name in ('settings.ini', 'README.md'):
+    for name in ('settings.ini', 'pyproject.toml', 'README.md'):
         shutil.copy(ROOT / name, tmp_path / name)
     return tmp_path
 
@@ -46,15 +46,22 @@ def same_files(a, b):
     return sorted(str(p) for p in left.keys() | right.keys() if left.get(p) != right.get(p))
 
 
+EXPORT = (['nbdev_clean', '--fname', 'nbs'], ['nbdev_export'], ['ruff', 'format', '--quiet', 'dsbs'])
+
+
+def run_tool(command, folder, **env):
+    tool = Path(sys.executable).parent / command[0]
+    subprocess.run([tool, *command[1:]], cwd=folder, check=True, capture_output=True, env=os.environ | env)
+
+
 def test_export_is_in_step(copy):
-    subprocess.run([Path(sys.executable).parent / 'nbdev_export'], cwd=copy, check=True, capture_output=True)
+    for command in EXPORT[1:]:
+        run_tool(command, copy)
     assert not same_files(copy / 'dsbs', ROOT / 'dsbs')
 
 
 def test_notebooks_are_clean(copy):
-    subprocess.run(
-        [Path(sys.executable).parent / 'nbdev_clean', '--fname', 'nbs'], cwd=copy, check=True, capture_output=True
-    )
+    run_tool(EXPORT[0], copy)
     ignore = lambda names: [n for n in names if '.ipynb_checkpoints' not in n]
     assert not ignore(same_files(copy / 'nbs', ROOT / 'nbs'))
 
@@ -63,14 +70,8 @@ def test_notebooks_are_clean(copy):
 def test_cleaning_and_exporting_twice_changes_nothing(copy):
     "What is committed, what comes out once and what comes out of that: the same bytes."
     for turn in range(2):
-        for command in (['nbdev_clean', '--fname', 'nbs'], ['nbdev_export']):
-            subprocess.run(
-                [Path(sys.executable).parent / command[0], *command[1:]],
-                cwd=copy,
-                check=True,
-                capture_output=True,
-                env=os.environ | {'PYTHONHASHSEED': str(turn)},
-            )
+        for command in EXPORT:
+            run_tool(command, copy, PYTHONHASHSEED=str(turn))
         assert not [
             n for name in ('nbs', 'dsbs') for n in same_files(copy / name, ROOT / name) if '.ipynb_checkpoints' not in n
         ]

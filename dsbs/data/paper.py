@@ -66,6 +66,7 @@ def _read_svamp(row):
 def _read_asdiv(row):
     return None, f'{get_field(row, "Body")}\n{get_field(row, "Question")}', get_field(row, 'Answer').split(' ')[0]
 
+
 # %% ../../nbs/data/05_paper.ipynb #503a2ace
 @dataclass(frozen=True)
 class PaperTask:
@@ -91,6 +92,7 @@ PAPER = {
         PaperTask('asdiv', _read_asdiv, _TWO, 'equation'),
     )
 }
+
 
 # %% ../../nbs/data/05_paper.ipynb #09124d2a
 def load_rows(
@@ -131,6 +133,7 @@ def _how_to_get(spec, split):
         if spec.name in STAND_INS and split == 'train'
         else ''
     )
+
 
 # %% ../../nbs/data/05_paper.ipynb #b87b08e7
 STAND_INS = ('esnli', 'anli1')
@@ -173,6 +176,7 @@ def _paper_splits(name, folder):
             test=readers['test'],
         )
     return Splits(readers)
+
 
 # %% ../../nbs/data/05_paper.ipynb #ce114779
 def paper_task(

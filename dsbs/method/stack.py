@@ -19,6 +19,7 @@ from transformers import T5ForConditionalGeneration
 from transformers.activations import ACT2FN
 from transformers.models.t5.modeling_t5 import T5Attention
 
+
 # %% ../../nbs/method/24_stack.ipynb #be1a9ea0
 class Stack(nn.Module):
     "K students of one shape: `[K, ...]` weights of which each student's own are slices."
@@ -96,6 +97,7 @@ class Stack(nn.Module):
         if self.config.scale_decoder_outputs:
             hidden = hidden * self.config.d_model**-0.5
         return _linear(self, hidden, 'lm_head' if 'lm_head/weight' in self.weights else 'shared')
+
 
 # %% ../../nbs/method/24_stack.ipynb #6ae4dafd
 LOWEST = torch.finfo(torch.float32).min
@@ -186,6 +188,7 @@ def _activate(stack, x):
     kind = stack.config.dense_act_fn
     return F.gelu(x, approximate='tanh') if kind == 'gelu_new' else ACT2FN[kind](x)
 
+
 # %% ../../nbs/method/24_stack.ipynb #3749187a
 def _drop(stack, x):
     p = stack.config.dropout_rate
@@ -226,6 +229,7 @@ def _softmax(scores):  # over the last dimension; where that is short, a CPU is 
     if scores.shape[-1] > 16 or scores.device.type != 'cpu':
         return torch.softmax(scores, -1)
     return torch.softmax(scores.movedim(-1, 0).contiguous(), 0).movedim(0, -1)
+
 
 # %% ../../nbs/method/24_stack.ipynb #03f81cb0
 def _through(stack, block, *inputs):

@@ -63,6 +63,7 @@ def _write_parts(half, step, parts, owner):
     _write(half / MANIFEST, _seal(dict(format=FORMAT, owner=owner, step=step, files=files)).encode())
     _sync(half)
 
+
 # %% ../../nbs/runs/27_checkpoints.ipynb #eb582ca4
 class CheckpointError(OSError):
     "A checkpoint could not be written; the message is one line that says why, and which one there still is."
@@ -127,6 +128,7 @@ def _not_written(e, step, folder, owner):
     )
     error.errno = e.errno
     return error
+
 
 # %% ../../nbs/runs/27_checkpoints.ipynb #09712ca9
 def _check(place, owner):  # its manifest; an error says what is wrong with it

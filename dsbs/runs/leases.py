@@ -48,6 +48,7 @@ def _owner():
         token=secrets.token_hex(8),
     )
 
+
 # %% ../../nbs/runs/31_leases.ipynb #b3cea536
 def file_clock(
     folder: str | Path,  # Any folder of the file system; the local time where nothing can be written
@@ -103,6 +104,7 @@ def lease_holder(
         if _is_alive(owner, age, STALE if stale is None else stale)
         else None
     )
+
 
 # %% ../../nbs/runs/31_leases.ipynb #b7407dc9
 class LeaseLost(RuntimeError):

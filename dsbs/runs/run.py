@@ -41,6 +41,7 @@ from ..teacher.extraction import Reading, human_rationales, quality
 from ..teacher.recorded import teacher_name
 from ..teacher.sets import extract, set_cards, set_name
 
+
 # %% ../../nbs/runs/28_run.ipynb #025e04e2
 def made_on(spec: RunSpec, device: torch.device) -> dict:
     "What a record says of the device and the prompts, beside `records.provenance`."
@@ -50,6 +51,7 @@ def made_on(spec: RunSpec, device: torch.device) -> dict:
 
 def _prompts(folder):  # split -> hash of the prompt that a rationale set was asked with
     return {split: card.get('prompt', '') for split, card in set_cards(folder).items()} if folder else {}
+
 
 # %% ../../nbs/runs/28_run.ipynb #653f63fe
 SEPARATORS = dict(esnli='</s>', anli1='</s>')  # Tasks in whose inputs a special piece is meant as one
@@ -89,6 +91,7 @@ def _tokenizer_texts(data, prefix_style, method):
     for text in _new_labels(data):
         yield as_text(text, SPECIAL)
 
+
 # %% ../../nbs/runs/28_run.ipynb #85a247d3
 def _views_of(spec, tokenizer):  # what makes an example's views
     special, separator = special_pieces(tokenizer), SEPARATORS.get(spec.task, '')
@@ -115,6 +118,7 @@ def questions(
 ) -> list[str]:  # As the student reads them, with their prefix
     "The questions of a split."
     return [views.label[0] for views in map(_views_of(data.spec, tokenizer), _asked(data, split))]
+
 
 # %% ../../nbs/runs/28_run.ipynb #e39877f5
 NOT_WRITTEN = 0.05  # Share of rows with a free-text answer that the student may be unable to write
@@ -157,6 +161,7 @@ def _check_starts(spec, tokenizer):  # the two tasks must not look the same
         raise UsageError(
             f'student {spec.student!r}: its tokenizer reads {label!r} and {rationale!r} as the same: use another prefix_style, or task_prefix=decoder'
         )
+
 
 # %% ../../nbs/runs/28_run.ipynb #c7f76b07
 MANY_UNKNOWN = 0.03  # Share of unknown tokens from which it is said
@@ -205,6 +210,7 @@ def _lost_metrics(texts):  # as a record has them
     return {f'cut_{kind}': t['cut'] for kind, t in texts.items()} | {
         f'unknown_share_{kind}': t['unknown_share'] for kind, t in texts.items()
     }
+
 
 # %% ../../nbs/runs/28_run.ipynb #dd7d783c
 class _Run:  # a spec with its data and student
@@ -309,6 +315,7 @@ def _longest_label(task, examples, tokenizer):  # of those scored and those lear
     special = special_pieces(tokenizer)
     return max(map(len, tokenizer([as_text(label, special) for label in sorted(labels)]).input_ids))
 
+
 # %% ../../nbs/runs/28_run.ipynb #30b46d80
 def _beside(run):  # what stands beside exact match on the test split, where it can be said
     spec, task = run.spec, run.data.task
@@ -348,6 +355,7 @@ def _beside(run):  # what stands beside exact match on the test split, where it 
         )
         found['rationale_accuracy'] = label_accuracy(said, targets)
     return found
+
 
 # %% ../../nbs/runs/28_run.ipynb #66c193d6
 SHOWN = 20  # Test questions whose answers are kept in a record
@@ -419,6 +427,7 @@ def _tokens(rows, steps, spec):
         len(r.label_input) for r in rows if r.rationale_input == r.label_input
     )
     return round(per_epoch / len(rows) * min(spec.batch_size, len(rows)) * steps)
+
 
 # %% ../../nbs/runs/28_run.ipynb #8b9087f1
 class Trained(NamedTuple):

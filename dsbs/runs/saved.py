@@ -89,6 +89,7 @@ def check_saved(
         f'the saved student answers otherwise than was scored ({len(other)} of {len(recorded)} questions): {now[:60]!r} where {was[:60]!r} is recorded, to {question[:80]!r}; it was not saved'
     )
 
+
 # %% ../../nbs/runs/29_saved.ipynb #66ff0e74
 def run_and_save(
     spec: RunSpec,
@@ -140,6 +141,7 @@ def _save(folder, trained, asked):  # whole under its name, or not at all
         half.rename(folder)
     finally:
         shutil.rmtree(half, ignore_errors=True)
+
 
 # %% ../../nbs/runs/29_saved.ipynb #e002a7e3
 def _how_to_ask(record):  # a sentence, and the lines of code

@@ -31,11 +31,13 @@ from dsbs.records import (
 from .run import made_on, train_runs
 from .specs import ADDED, key_of, make_spec, prepare, recipe
 
+
 # %% ../../nbs/runs/30_verifying.ipynb #46a0eafd
 def same_numbers(record: dict) -> str:
     "A record's text without what may differ when it is made again: the time, the machine, and the state of the code's checkout."
     fixed = {name: value for name, value in record.items() if name not in ('time', 'provenance')}
     return canonical_json(fixed | dict(versions=record['provenance']['versions']))
+
 
 # %% ../../nbs/runs/30_verifying.ipynb #5a343d70
 _WHOLE = {'key', 'spec', 'metrics', 'history', 'evaluations', 'data', 'provenance'}
@@ -86,6 +88,7 @@ def _numbers(record):
         name: value for name, value in record.items() if name not in ('spec', 'time', 'provenance')
     }  # what is to be equal when a run is made again
 
+
 # %% ../../nbs/runs/30_verifying.ipynb #210f91f6
 def check_record(
     record: dict,
@@ -125,6 +128,7 @@ def _of_accuracies(m, evaluations):  # (field, recorded, what would fit)
         if m.get(name) is not None
     }
     return [(f'metrics.{name}', m[name], fits) for name, fits in (told | whole).items()]
+
 
 # %% ../../nbs/runs/30_verifying.ipynb #e4ee11a8
 def verify(

@@ -46,6 +46,7 @@ class Failing:
             return True
         return len(self.alike()) >= self.few and (not answered or self.requests >= MANY)
 
+
 # %% ../../nbs/teacher/15_live.ipynb #017e1246
 @dataclass
 class Asked:
@@ -91,6 +92,7 @@ def ask_all(
     with ThreadPoolExecutor(1) as beside:
         return beside.submit(asyncio.run, work).result()  # a notebook has a loop of its own
 
+
 # %% ../../nbs/teacher/15_live.ipynb #f114ae44
 class _State:  # of one call of `ask_all`
     def __init__(self, backend, store, sampling, concurrency, budget, tries, progress, clock, whatever):
@@ -117,6 +119,7 @@ class _State:  # of one call of `ask_all`
         asked = question.asked
         texts = [asked] if isinstance(asked, str) else [f'{m["role"]}{m["content"]}' for m in asked]
         return sum(len(t.encode()) + 16 for t in texts) + self.sampling.max_tokens
+
 
 # %% ../../nbs/teacher/15_live.ipynb #33da1c29
 class _GivingUp(_State):
@@ -161,6 +164,7 @@ class _GivingUp(_State):
         for asked in self.waiting[self._key(question)]:
             self.result.answers[asked] = answer
         self._tell()
+
 
 # %% ../../nbs/teacher/15_live.ipynb #91f85818
 OF_NO_USE = {  # paid replies, and what would help
@@ -224,6 +228,7 @@ class _Settling(_GivingUp):
             self.failing.clear()
             self._answer(question, shown)
 
+
 # %% ../../nbs/teacher/15_live.ipynb #c103a5d5
 class _Sending(_Settling):
     async def _send(self):
@@ -259,6 +264,7 @@ class _Sending(_Settling):
         for task in done - set(pause):
             self._settle([task])
             await self._send()
+
 
 # %% ../../nbs/teacher/15_live.ipynb #77a43fbc
 class _Asking(_Sending):

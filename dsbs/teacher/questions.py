@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ..records import canonical_json, hash_json, now
 
+
 # %% ../../nbs/teacher/12_questions.ipynb #86419f11
 @dataclass(frozen=True)
 class Sampling:
@@ -65,6 +66,7 @@ def answer_key(
             prompt=question.prompt,
         )
     )
+
 
 # %% ../../nbs/teacher/12_questions.ipynb #df006e0b
 class AnswerStore:

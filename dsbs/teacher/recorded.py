@@ -17,6 +17,7 @@ from ..data.paper import PAPER, load_rows
 from ..records import UsageError
 from ..records import data_dir as find_data_dir
 
+
 # %% ../../nbs/teacher/11_recorded.ipynb #7d9c77ba
 def _completion_files(name, split, folder):
     word = PAPER[name].files[split]
@@ -47,6 +48,7 @@ def _read_completions(path):
         raise UsageError(f'{path}: expected {bad}')
     return texts
 
+
 # %% ../../nbs/teacher/11_recorded.ipynb #1419d3bb
 def recorded_completions(
     name: str,  # One of `tasks.PAPER`
@@ -62,6 +64,7 @@ def recorded_completions(
             f'{name} {split}: {len(rows)} rows but {len(texts)} completions in {len(files)} files of {folder / name / "llm"}; both must be whole'
         )
     return {row['id']: text for row, text in zip(rows, texts)}
+
 
 # %% ../../nbs/teacher/11_recorded.ipynb #45ee59e3
 TEACHER_ERROR = 0.05  # Share of false beliefs, unless another is asked for
@@ -105,6 +108,7 @@ class SimulatedTeacher:
         at = rng.choice([i for i, w in enumerate(words[:-4]) if w.rstrip('.') in FRUITS])
         words[at] = words[at].replace('fig', 'PEAR').replace('pear', 'fig').replace('PEAR', 'pear')
         return ' '.join(words)
+
 
 # %% ../../nbs/teacher/11_recorded.ipynb #ac1346d6
 def completions(

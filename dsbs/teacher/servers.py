@@ -27,6 +27,7 @@ from dsbs.teacher.replies import (
     without_secret,
 )
 
+
 # %% ../../nbs/teacher/14_servers.ipynb #6c37ec27
 class Server:
     "A model behind an OpenAI-compatible server; a key, where one is needed, comes from `$OPENAI_API_KEY`."
@@ -96,6 +97,7 @@ class Server:
             raise self.failures.of_reply(e, got.content, body) from None
         clean = {name: without_secret(getattr(answer, name), self.secret) for name in ('text', 'raw', 'served')}
         return self.dialect.ended(replace(answer, **clean, changed=changed), sampling.stop)
+
 
 # %% ../../nbs/teacher/14_servers.ipynb #0cfdfdc7
 class LocalModel:

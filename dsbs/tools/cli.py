@@ -17,6 +17,7 @@ from pathlib import Path
 
 from ..records import UsageError, WorkFailed, is_main_process
 
+
 # %% ../../nbs/tools/45_cli.ipynb #0808b957
 def _reproduce(args):
     if args.dry_run:
@@ -293,6 +294,7 @@ def _bench(args):
         rows.complaint = f'stopped: these {len(rows)} of {2 * len(cases) * len(settings.dtypes)} rows are finished'
     return rows
 
+
 # %% ../../nbs/tools/45_cli.ipynb #6020a8cc
 class Outcome(dict):
     "A result with a complaint about it; empty when there is none."
@@ -306,6 +308,7 @@ class Rows(list):
     "A list of results with a complaint about it; empty when there is none."
 
     complaint = ''
+
 
 # %% ../../nbs/tools/45_cli.ipynb #1ed427d2
 def _text_extract(r):
@@ -469,6 +472,7 @@ def _text_status(s):
 
 def _text_teacher(t):
     return f'{t["task"]} {t["split"]}: {t["teacher"]}: {t["correct"]} of {t["n"]} right, {t["accuracy"]:.2f}%; {t["unreadable"]} unreadable'
+
 
 # %% ../../nbs/tools/45_cli.ipynb #a1eced0e
 class _Parser(argparse.ArgumentParser):
@@ -655,6 +659,7 @@ def parser() -> argparse.ArgumentParser:
         else:
             p.add_argument('--limit', type=_count, metavar='N', help='only the first N test questions')
     return top
+
 
 # %% ../../nbs/tools/45_cli.ipynb #f55efce8
 def main(
