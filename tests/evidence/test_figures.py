@@ -166,7 +166,7 @@ def test_every_figure_made_twice_is_the_same_bytes(tmp_path, published):
 
 
 def test_reading_and_drawing_do_not_load_torch():
-    code = 'import sys, dsbs.evidence.claims, dsbs.evidence.grids, dsbs.evidence.plotting; assert not {"torch", "transformers", "datasets"} & set(sys.modules)'
+    code = 'import sys, dsbs.evidence.claims, dsbs.evidence.grids, dsbs.evidence.study; assert not {"torch", "transformers", "datasets"} & set(sys.modules)'
     subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=True)
 
 

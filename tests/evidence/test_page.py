@@ -16,7 +16,7 @@ from dsbs.evidence import page as module
 from dsbs.teacher.extraction import Reading
 from dsbs.evidence.grids import FIGURES, grid, specs_of
 from dsbs.evidence.page import page_html, write_page
-from dsbs.evidence.plotting import STYLE, accuracy_curves
+from dsbs.evidence.plotting import THEME, Beside, accuracy_curves
 from dsbs.evidence.reporting import run_notebook
 from dsbs.runs.saved import model_card
 
@@ -716,11 +716,11 @@ def test_payloads_are_dead_in_a_figure(tmp_path, look, server):
     "As titles, labels and notes of an svg, put into a page as if it were part of it."
     url, asked = server
     texts = payloads(url)
-    points = pd.DataFrame([dict(curve='standard', n_train=n, mean=50.0, error=1.0, n=2, lost=0) for n in (10, 20)])
+    runs = pd.DataFrame([dict(curve='standard', n_train=n, test_accuracy=50.0 + s) for n in (10, 20) for s in (0, 1)])
     fig, axes = plt.subplots(len(texts) // 4 + 1, 4)
     for ax, text in zip(axes.flat, texts):
-        accuracy_curves(ax, points, 'n_train', text.replace('\x1b', '').replace('\x07', ''))
-    with plt.rc_context(STYLE):
+        accuracy_curves(ax, runs, 'n_train', Beside(text.replace('\x1b', '').replace('\x07', '')))
+    with plt.rc_context(THEME):
         fig.savefig(tmp_path / 'fig.svg')
         plt.close(fig)
     elements = list(ElementTree.parse(tmp_path / 'fig.svg').iter())
