@@ -9,6 +9,11 @@ __all__ = [
     'FULL_STOPS',
     'plain_equation',
     'EquationError',
+    'tokens_of',
+    'read_atom',
+    'read_product',
+    'read_sum',
+    'read_sums',
     'equation_value',
     'normalise_answer',
     'is_correct',
@@ -16,10 +21,9 @@ __all__ = [
 
 # %% ../../nbs/data/03_answers.ipynb #a260d330
 import re
-import unicodedata
 from fractions import Fraction
 
-from .examples import UNSEEN, WIDE_DIGITS, plain_text
+from .examples import WIDE_DIGITS, plain_text, visible_text
 
 # %% ../../nbs/data/03_answers.ipynb #5d63c0da
 _OPERATORS = dict.fromkeys('×✕✖∗⋅·•＊', '*') | dict.fromkeys('÷∕⁄／', '/') | dict.fromkeys('−–—‐‑﹣－', '-')
@@ -29,8 +33,8 @@ _TIMES = re.compile(r'(?<=[0-9)]) +[xX] +(?=[0-9(])')
 
 
 def plain_equation(text: str) -> str:
-    "An equation in the signs of a program: 1200 * 3 for 1,200 × 3. What is no equation stays none."
-    text = unicodedata.normalize('NFC', text).translate(UNSEEN).translate(_SIGNS)
+    "An equation in the signs of a program: 1200 * 3 for 1,200 × 3. Other texts keep their words."
+    text = visible_text(text).translate(_SIGNS)
     text = _THOUSANDS.sub(lambda number: re.sub('[^0-9]', '', number[0]), text)
     return _TIMES.sub(' * ', text).strip()
 
@@ -42,10 +46,10 @@ class EquationError(ValueError):
 
 _TOKEN = re.compile(r'\s*(?:([0-9]+(?:\.[0-9]*)?|\.[0-9]+)|(\*\*|[-+*/()]|and\b))')
 MAX_EQUATION = 200  # Characters
-MAX_DEPTH = 20  # Brackets and signs within each other
 
 
-def _tokens(text):
+def tokens_of(text: str) -> list[str]:
+    "The tokens of an equation, in its order; an `EquationError` for anything else."
     if len(text) > MAX_EQUATION:
         raise EquationError(f'longer than {MAX_EQUATION} characters')
     found, at, text = [], 0, plain_equation(text)
@@ -57,72 +61,77 @@ def _tokens(text):
             raise EquationError(f'{text[at:].split()[0][:20]!r} is not arithmetic')
         found.append(m[1] or m[2])
         at = m.end()
-    return found[::-1]
+    return found
+
+
+# %% ../../nbs/data/03_answers.ipynb #0b018279
+MAX_DEPTH = 20  # Brackets and signs within each other
+
+
+def read_atom(left: list[str], depth: int) -> Fraction:
+    "A number, a signed atom or a bracket."
+    if depth > MAX_DEPTH:
+        raise EquationError(f'more than {MAX_DEPTH} brackets within each other')
+    if not left:
+        raise EquationError('it stops in the middle')
+    token = left.pop()
+    if token in '+-':
+        return read_atom(left, depth + 1) * (-1 if token == '-' else 1)
+    if token == '(':
+        value = read_sums(left, depth + 1)
+        if not left or left.pop() != ')':
+            raise EquationError('a bracket is not closed')
+        return value
+    if token[0] in '.0123456789':
+        return Fraction(token)
+    raise EquationError(f'{token!r} where a number should stand')
+
+
+# %% ../../nbs/data/03_answers.ipynb #66e41add
+def read_product(left: list[str], depth: int) -> Fraction:
+    "Atoms with * or / between them."
+    value = read_atom(left, depth)
+    while left and left[-1] in ('*', '/'):
+        divides, other = left.pop() == '/', read_atom(left, depth)
+        if divides and not other:
+            raise EquationError('division by zero')
+        value = value / other if divides else value * other
+    return value
+
+
+# %% ../../nbs/data/03_answers.ipynb #d420c7c7
+def read_sum(left: list[str], depth: int) -> Fraction:
+    "Products with + or - between them."
+    value = read_product(left, depth)
+    while left and left[-1] in ('+', '-'):
+        sign = -1 if left.pop() == '-' else 1
+        value += sign * read_product(left, depth)
+    return value
+
+
+def read_sums(left: list[str], depth: int) -> Fraction:
+    "The last of several sums with `and` between them."
+    value = read_sum(left, depth)
+    while left and left[-1] == 'and':
+        left.pop()
+        value = read_sum(left, depth)
+    return value
 
 
 # %% ../../nbs/data/03_answers.ipynb #527df007
 def equation_value(
     text: str,  # Such as "( 10.0 * 45.0 )"
 ) -> Fraction:  # Its exact value
-    "Read arithmetic and nothing else; raises `EquationError` with the reason."
-    left = _tokens(text)
-    peek = lambda: left[-1] if left else None
-
-    def chain(operand, operators, depth):
-        value = operand(depth)
-        while peek() in operators:
-            op, other = left.pop(), operand(depth)
-            if op == '/' and not other:
-                raise EquationError('division by zero')
-            value = (
-                value + other
-                if op == '+'
-                else value - other
-                if op == '-'
-                else value * other
-                if op == '*'
-                else value / other
-            )
-        return value
-
-    def last(depth):
-        value = total(depth)
-        while peek() == 'and':
-            left.pop()
-            value = total(depth)
-        return value
-
-    def total(depth):
-        return chain(product, ('+', '-'), depth)
-
-    def product(depth):
-        return chain(atom, ('*', '/'), depth)
-
-    def atom(depth):
-        if depth > MAX_DEPTH:
-            raise EquationError(f'more than {MAX_DEPTH} brackets within each other')
-        if not left:
-            raise EquationError('it stops in the middle')
-        token = left.pop()
-        if token in '+-':
-            return atom(depth + 1) * (-1 if token == '-' else 1)
-        if token == '(':
-            value = last(depth + 1)
-            if not left or left.pop() != ')':
-                raise EquationError('a bracket is not closed')
-            return value
-        if token[0] in '.0123456789':
-            return Fraction(token)
-        raise EquationError(f'{token!r} where a number should stand')
-
-    value = last(0)
+    "Read arithmetic and nothing else; an `EquationError` with the reason."
+    left = tokens_of(text)[::-1]
+    value = read_sums(left, 0)
     if left:
         raise EquationError(f'{left[-1]!r} is left over')
     return value
 
 
 # %% ../../nbs/data/03_answers.ipynb #d8938824
-FULL_STOPS = '.。．｡।۔።։။។'  # Latin, Chinese and Japanese, Hindi, Urdu, Ethiopic, Armenian, Burmese, Khmer
+FULL_STOPS = '.。．｡।۔።։။។'
 
 
 def normalise_answer(text: str) -> str:
@@ -131,12 +140,13 @@ def normalise_answer(text: str) -> str:
     return text[:-1].rstrip() if text.endswith(tuple(FULL_STOPS)) else text
 
 
+# %% ../../nbs/data/03_answers.ipynb #dd3a89fe
 def is_correct(
     prediction: str,  # What the student or the teacher answered
     label: str,  # What is right
     answer: str = 'text',  # `Task.answer`
 ) -> bool:
-    "Exact match after normalisation; for an equation also an equal value."
+    "Exact match after normalising; for an equation also an equal value."
     if normalise_answer(prediction) == normalise_answer(label):
         return bool(prediction.strip())
     if answer != 'equation':

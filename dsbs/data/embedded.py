@@ -4,15 +4,24 @@
 
 # %% auto #0
 __all__ = [
-    'KINDS',
-    'WEIGHTS',
     'N_WORDS',
     'FRUITS',
     'PICKERS',
+    'KINDS',
+    'WEIGHTS',
+    'ask_same_kind',
+    'ask_heavier',
     'EMBEDDED',
     'EMBEDDED_SIZES',
     'invented_words',
     'EmbeddedTask',
+    'ask_pair',
+    'words_asked',
+    'think_same_kind',
+    'think_heavier',
+    'ask_more_picked',
+    'think_more_picked',
+    'draw_rows',
     'embedded_task',
 ]
 
@@ -23,14 +32,12 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 from .examples import Task, as_split
 from ..records import one_of
 
 # %% ../../nbs/data/04_embedded.ipynb #be3f62d3
-KINDS = ('birds', 'stones')
-WEIGHTS = (1, 2, 3, 4, 5)
 N_WORDS = 60
 
 
@@ -38,7 +45,7 @@ def invented_words(
     n: int,  # How many
     rng: random.Random,
 ) -> list[str]:  # Distinct pronounceable words, such as "dalo" or "wugem"
-    "Words nobody knows, so that no pretraining can help."
+    "Words that nobody knows."
     onsets, vowels = 'bdfgjklmnprstvwz', 'aeiou'
     syllables = [c + v for c in onsets for v in vowels]
     words = [a + b + end for a, b, end in itertools.product(syllables, syllables, ('', 'k', 'm', 'n'))]
@@ -48,44 +55,50 @@ def invented_words(
 # %% ../../nbs/data/04_embedded.ipynb #21b5c642
 @dataclass(frozen=True)
 class EmbeddedTask:
-    "A benchmark made from a seed; see `EMBEDDED` for the three there are."
+    "A benchmark made from a seed; `EMBEDDED` lists the three there are."
 
     name: str
-    values: tuple  # What can be believed of a word; empty when nothing is hidden
-    question: Callable[
-        [random.Random, dict], tuple[str, object]
-    ]  # (rng, facts) -> (input, key); inputs with an equal key never stand in two splits
+    values: tuple  # Values that a word can have; empty when nothing is hidden
+    question: Callable[[random.Random, dict], tuple[str, object]]  # (rng, facts) -> (input, key)
     think: Callable[[dict, str], tuple[str, str]]  # (beliefs, input) -> (rationale, label)
 
     def facts(self, data_seed: int = 0) -> dict[str, object]:
         "The hidden truth: a value for each invented word."
-        rng = random.Random(f'{self.name} facts {data_seed}')
         if not self.values:
             return {}
-        words = invented_words(N_WORDS, rng)
+        words = invented_words(N_WORDS, random.Random(f'{self.name} facts {data_seed}'))
         return {w: self.values[i % len(self.values)] for i, w in enumerate(words)}
 
 
+# %% ../../nbs/data/04_embedded.ipynb #56b2d17d
+def ask_pair(
+    form: str,  # With places for {a} and {b}
+    rng: random.Random,
+    facts: dict[str, object],
+    different: bool = False,  # Ask only about words of different values
+) -> tuple[str, frozenset] | tuple[None, None]:  # Input and key; nothing when the words do not fit
+    "A question about two words."
+    a, b = rng.sample(list(facts), 2)
+    if different and facts[a] == facts[b]:
+        return None, None
+    return form.format(a=a, b=b), frozenset((a, b))
+
+
 # %% ../../nbs/data/04_embedded.ipynb #983a54ac
-def _pair_question(form, allowed):
-    def question(rng, facts):
-        a, b = rng.sample(list(facts), 2)
-        return (form.format(a=a, b=b), frozenset((a, b))) if allowed(facts[a], facts[b]) else (None, None)
-
-    return question
-
-
-def _words(beliefs, text):
+def words_asked(beliefs: dict[str, object], text: str) -> list[str]:
+    "The invented words of a question, in its order."
     return [w for w in re.findall(r'[a-z]+', text) if w in beliefs]
 
 
-def _think_same_kind(beliefs, text):
-    a, b = _words(beliefs, text)
+def think_same_kind(beliefs: dict[str, str], text: str) -> tuple[str, str]:
+    "Rationale and label for two words' kinds."
+    a, b = words_asked(beliefs, text)
     return f'They are {beliefs[a]} and {beliefs[b]}.', 'yes' if beliefs[a] == beliefs[b] else 'no'
 
 
-def _think_heavier(beliefs, text):
-    a, b = _words(beliefs, text)
+def think_heavier(beliefs: dict[str, int], text: str) -> tuple[str, str]:
+    "Rationale and label for two words' weights."
+    a, b = words_asked(beliefs, text)
     return f'They weigh {beliefs[a]} and {beliefs[b]} kilos.', 'yes' if beliefs[a] > beliefs[b] else 'no'
 
 
@@ -94,30 +107,55 @@ FRUITS = ('fig', 'pear')
 PICKERS = ('Ada', 'Ben', 'Cleo', 'Dan', 'Eva', 'Finn', 'Gil', 'Hana')
 
 
-def _more_picked_question(rng, facts):
+def ask_more_picked(rng: random.Random, facts: dict) -> tuple[str, str]:
+    "A question about a list of fruit, which is its own key."
     picked = ' '.join(rng.choice(FRUITS) for _ in range(rng.choice((5, 7, 9))))
     text = f'{rng.choice(PICKERS)} picked {picked}. More fig than pear?'
     return text, text
 
 
-def _think_more_picked(beliefs, text):
+def think_more_picked(beliefs: dict, text: str) -> tuple[str, str]:
+    "Rationale and label from counting."
     counts = Counter(text.split('.')[0].split())
-    return f'Because there are {counts["fig"]} fig and {counts["pear"]} pear.', 'yes' if counts['fig'] > counts[
-        'pear'
-    ] else 'no'
+    figs, pears = counts['fig'], counts['pear']
+    return f'Because there are {figs} fig and {pears} pear.', 'yes' if figs > pears else 'no'
 
 
 # %% ../../nbs/data/04_embedded.ipynb #64ad9a6e
+KINDS = ('birds', 'stones')
+WEIGHTS = (1, 2, 3, 4, 5)
+ask_same_kind = partial(ask_pair, 'Are {a} and {b} alike?')
+ask_heavier = partial(ask_pair, 'Are {a} heavier than {b}?', different=True)
 EMBEDDED = {
-    t.name: t
-    for t in (
-        EmbeddedTask('same_kind', KINDS, _pair_question('Are {a} and {b} alike?', lambda a, b: True), _think_same_kind),
-        EmbeddedTask(
-            'heavier', WEIGHTS, _pair_question('Are {a} heavier than {b}?', lambda a, b: a != b), _think_heavier
-        ),
-        EmbeddedTask('more_picked', (), _more_picked_question, _think_more_picked),
-    )
+    'same_kind': EmbeddedTask('same_kind', KINDS, ask_same_kind, think_same_kind),
+    'heavier': EmbeddedTask('heavier', WEIGHTS, ask_heavier, think_heavier),
+    'more_picked': EmbeddedTask('more_picked', (), ask_more_picked, think_more_picked),
 }
+
+
+# %% ../../nbs/data/04_embedded.ipynb #228e82fa
+def draw_rows(
+    task: EmbeddedTask,
+    facts: dict[str, object],
+    rng: random.Random,
+    n: int,
+    seen: set,  # Keys of the questions drawn so far; grows
+) -> list[tuple[str, str]]:  # (input, label), half of them "yes"
+    "Draw `n` questions that nobody has drawn."
+    wanted, rows = {'yes': n // 2, 'no': n // 2}, []
+    for _ in range(200 * n):
+        if len(rows) == n:
+            return rows
+        text, key = task.question(rng, facts)
+        if text is None or key in seen:
+            continue
+        label = task.think(facts, text)[1]
+        if wanted[label]:
+            wanted[label] -= 1
+            seen.add(key)
+            rows.append((text, label))
+    raise AssertionError(f'{task.name} has too few different questions')
+
 
 # %% ../../nbs/data/04_embedded.ipynb #2410c9b0
 EMBEDDED_SIZES = {'train': 720, 'validation': 200, 'test': 500}
@@ -129,23 +167,12 @@ def embedded_task(
     data_seed: int = 0,  # Everything about the task follows from it
 ) -> Task:
     "Generate an embedded task."
-    spec = EMBEDDED[one_of('embedded task', name, EMBEDDED)]
-    facts, rng, seen = spec.facts(data_seed), random.Random(f'{name} questions {data_seed}'), set()
-    splits = {}
+    task = EMBEDDED[one_of('embedded task', name, EMBEDDED)]
+    facts, rng, seen, splits = task.facts(data_seed), random.Random(f'{name} questions {data_seed}'), set(), {}
     for split, size in reversed(EMBEDDED_SIZES.items()):
-        wanted, rows = {'yes': size // 2, 'no': size // 2}, []
-        for _ in range(200 * size):
-            if len(rows) == size:
-                break
-            text, key = spec.question(rng, facts)
-            if text is None or key in seen:
-                continue
-            label = spec.think(facts, text)[1]
-            if not wanted[label]:
-                continue
-            wanted[label] -= 1
-            seen.add(key)
-            rows.append(dict(id=f'{name}-{data_seed}-{split}-{len(rows):05d}', input=text, label=label))
-        assert len(rows) == size, f'{name} has too few different questions for {sum(EMBEDDED_SIZES.values())} rows'
-        splits[split] = as_split(rows)
+        drawn = draw_rows(task, facts, rng, size, seen)
+        ids = (f'{name}-{data_seed}-{split}-{i:05d}' for i in range(size))
+        splits[split] = as_split(
+            [dict(id=i, input=text, label=label) for i, (text, label) in zip(ids, drawn, strict=True)]
+        )
     return Task(name, {s: splits[s] for s in EMBEDDED_SIZES}, label_set=('yes', 'no'), data_seed=data_seed)

@@ -4,16 +4,31 @@
 
 # %% auto #0
 __all__ = [
+    'SUCH_ROWS',
     'ANSWER_KINDS',
     'MIN_ROWS',
-    'TaskFile',
     'read_utf8',
+    'name_of_line',
     'read_objects',
     'only_fields',
     'read_checked',
+    'read_labels',
+    'TaskFile',
+    'check_settings',
+    'scripts_in',
+    'check_folder',
     'read_task_file',
+    'label_of_set',
     'checked_label',
     'row_id',
+    'read_row',
+    'read_exemplars',
+    'read_splits',
+    'check_ids',
+    'check_scored',
+    'check_exemplars',
+    'hold_out',
+    'check_enough',
     'load_task_folder',
 ]
 
@@ -27,6 +42,7 @@ import tomllib
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from .answers import EquationError, equation_value, normalise_answer
@@ -35,25 +51,8 @@ from .examples import Brief, Example, Task, as_split, fold, plain_input, plain_t
 from .paper import PAPER, get_field
 from ..records import UsageError, one_of
 
-# %% ../../nbs/data/06_own.ipynb #d598ae2c
-ANSWER_KINDS = ('label', 'text', 'equation')
-
-
-@dataclass(frozen=True)
-class TaskFile:
-    "What `task.toml` says about its task."
-
-    name: str
-    folder: Path
-    instruction: str  # What the teacher is told
-    answer: str  # One of `ANSWER_KINDS`
-    labels: tuple[str, ...] = ()  # As written in task.toml; empty unless `answer` is "label"
-
 
 # %% ../../nbs/data/06_own.ipynb #e5a609df
-_SUCH = 'write one JSON object per line, such as {"input": "...", "label": "..."}'
-
-
 def read_utf8(path: Path) -> str:
     "A file's text; a `UsageError` names the line that is not UTF-8."
     raw = path.read_bytes()
@@ -66,25 +65,33 @@ def read_utf8(path: Path) -> str:
         raise UsageError(f'{path}:{line}: not UTF-8 text (byte {raw[e.start]:#x}): save it as UTF-8 text') from None
 
 
-def _what_else(line, found, first):
+# %% ../../nbs/data/06_own.ipynb #5e7df6c3
+def name_of_line(
+    line: str,
+    found: object,  # What JSON made of it, or the exception
+    first: bool,  # Whether it is the file's first line
+) -> str:
+    "What a line seems to be that is no JSON object."
     if first and line[0] == '[':
         return 'a JSON array'
     if first and line[0] != '{' and re.search('[,;\t]', line):
         return 'looks like CSV'
     if isinstance(found, json.JSONDecodeError):
         return f'not JSON ({found.msg} at character {found.colno})'
-    return (
-        f'not JSON ({str(found)[:80]})'
-        if isinstance(found, Exception)
-        else f'expected an object, found {type(found).__name__}'
-    )
+    if isinstance(found, Exception):
+        return f'not JSON ({str(found)[:80]})'
+    return f'expected an object, found {type(found).__name__}'
+
+
+# %% ../../nbs/data/06_own.ipynb #5910ca76
+SUCH_ROWS = 'write one JSON object per line, such as {"input": "...", "label": "..."}'
 
 
 def read_objects(
     path: Path,  # JSON lines, as a person or a program may have written them
-    such: str = _SUCH,  # What would be right, for the message
+    such: str = SUCH_ROWS,  # What would be right, for the message
 ) -> list[tuple[int, dict]]:  # (line number from 1, object)
-    "Read the objects of a file of rows; a `UsageError` names file and line of what is none."
+    "Read the objects of a file of rows; a `UsageError` names file and line."
     rows = []
     for number, line in enumerate(read_utf8(path).split('\n'), 1):
         if not line.strip():
@@ -94,7 +101,7 @@ def read_objects(
         except (ValueError, RecursionError) as e:
             found = e
         if not isinstance(found, dict):
-            raise UsageError(f'{path}:{number}: {_what_else(line.strip(), found, not rows)}: {such}')
+            raise UsageError(f'{path}:{number}: {name_of_line(line.strip(), found, not rows)}: {such}')
         rows.append((number, found))
     if not rows:
         raise UsageError(f'{path}: the file has no rows: {such}')
@@ -108,18 +115,17 @@ def only_fields(found: dict, allowed: Sequence[str]):
         if name in allowed:
             continue
         near = difflib.get_close_matches(name.lower(), allowed, 1)
-        raise UsageError(
-            f'unknown field {name[:40]!r}: '
-            + (f'did you mean {near[0]!r}?' if near else f'the fields are {", ".join(allowed)}')
-        )
+        hint = f'did you mean {near[0]!r}?' if near else f'the fields are {", ".join(allowed)}'
+        raise UsageError(f'unknown field {name[:40]!r}: {hint}')
 
 
+# %% ../../nbs/data/06_own.ipynb #3f195c41
 def read_checked(
     path: Path,  # JSON lines
-    read: Callable[[int, dict], object],  # (line number, object) -> row; its `UsageError` gets file and line
-    such: str = _SUCH,  # What a line should look like, for the message
-) -> list:  # What `read` gave for each line
-    "Read and check the rows of a file."
+    read: Callable[[int, dict], object],  # (line number, object) -> row
+    such: str = SUCH_ROWS,  # What would be right, for the message
+) -> list:  # What `read` made of each line
+    "Read and check the rows of a file; a `UsageError` of `read` gets file and line."
     rows = []
     for number, raw in read_objects(path, such):
         try:
@@ -130,7 +136,10 @@ def read_checked(
 
 
 # %% ../../nbs/data/06_own.ipynb #12c23a9f
-def _own_labels(found):
+def read_labels(
+    found: dict,  # Of task.toml
+) -> tuple[str, ...]:
+    "The label set; a `UsageError` when it is none."
     if 'labels' not in found:
         raise UsageError('answer = "label" needs the labels, such as labels = ["yes", "no"]')
     seen = {}
@@ -146,7 +155,26 @@ def _own_labels(found):
     return tuple(seen.values())
 
 
-def _own_settings(folder, found):
+# %% ../../nbs/data/06_own.ipynb #d598ae2c
+ANSWER_KINDS = ('label', 'text', 'equation')
+
+
+@dataclass(frozen=True)
+class TaskFile:
+    "A checked `task.toml`, and the folder that holds it."
+
+    name: str
+    folder: Path
+    instruction: str  # What the teacher is told
+    answer: str  # `Task.answer`: "equation", or "text" also for labels
+    labels: tuple[str, ...] = ()  # Empty unless the answer is one of a label set
+
+
+def check_settings(
+    folder: Path,
+    found: dict,  # Of task.toml
+) -> TaskFile:
+    "The settings of a task; a `UsageError` for what they lack, or hold too much."
     only_fields(found, ('name', 'instruction', 'answer', 'labels'))
     name, instruction, answer = (get_field(found, key) for key in ('name', 'instruction', 'answer'))
     if not re.fullmatch('[A-Za-z0-9_-]{1,64}', name):
@@ -154,46 +182,62 @@ def _own_settings(folder, found):
     if name.lower() in {*EMBEDDED, *PAPER}:
         raise UsageError(f'the name {name!r} is that of a built-in task: choose another')
     one_of('answer', answer, ANSWER_KINDS)
-    if answer == 'label':
-        labels = _own_labels(found)
-    elif 'labels' in found:
+    if answer != 'label' and 'labels' in found:
         raise UsageError(f'labels are for answer = "label": leave them out with answer = "{answer}"')
-    return TaskFile(name, folder, instruction.strip(), answer, labels if answer == 'label' else ())
+    labels = read_labels(found) if answer == 'label' else ()
+    return TaskFile(name, folder, instruction.strip(), 'equation' if answer == 'equation' else 'text', labels)
 
 
 # %% ../../nbs/data/06_own.ipynb #a3a067bb
-def _scripts(folder):  # for a message
+def scripts_in(folder: Path) -> str:
+    "A few words, for a message, on a dataset script that lies in a folder."
     found = sorted(p.name for p in folder.glob('*.py'))
     return f' ({found[0]}, like any dataset script, is not run)' if found else ''
 
 
+def check_folder(folder: Path):
+    "A `UsageError` unless there is a folder with a task.toml."
+    if folder.suffix == '.py' and os.path.isfile(folder):
+        here = 'in the train.jsonl of a task folder'
+        raise UsageError(f'{folder}: a dataset script, which is not run: {SUCH_ROWS} {here}')
+    if os.path.isfile(folder):
+        raise UsageError(f'{folder}: a file and not a folder: name the task folder')
+    if not os.path.isdir(folder):
+        raise UsageError(f'{str(folder)[:200]}: there is no such task folder; datasets of a hub are not loaded')
+    if not (folder / 'task.toml').is_file():
+        need = 'write one with name, instruction, answer and, for answer = "label", labels'
+        raise UsageError(f'{folder}: no task.toml{scripts_in(folder)}: {need}')
+
+
+# %% ../../nbs/data/06_own.ipynb #56948cef
 def read_task_file(
     folder: str | Path,  # A task folder
 ) -> TaskFile:
     "Read and check `task.toml`."
     folder = Path(os.path.expanduser(folder)).absolute()
+    check_folder(folder)
     path = folder / 'task.toml'
-    if folder.suffix == '.py' and os.path.isfile(folder):
-        raise UsageError(f'{folder}: a dataset script, which is not run: {_SUCH} in the train.jsonl of a task folder')
-    if not os.path.isdir(folder):
-        raise UsageError(
-            f'{folder}: a file and not a folder: name the task folder'
-            if os.path.isfile(folder)
-            else f'{str(folder)[:200]}: there is no such task folder; datasets of a hub are not loaded'
-        )
-    if not path.is_file():
-        raise UsageError(
-            f'{folder}: no task.toml{_scripts(folder)}: write one with name, instruction, answer and, for answer = "label", labels'
-        )
+    text = read_utf8(path)
     try:
-        return _own_settings(folder, tomllib.loads(read_utf8(path)))
+        return check_settings(folder, tomllib.loads(text))
     except (tomllib.TOMLDecodeError, RecursionError) as e:
         raise UsageError(f'{path}: not TOML: {str(e)[:120]}; texts stand in quotes, as in answer = "label"') from None
     except UsageError as e:
-        raise UsageError(str(e) if str(e).startswith(str(path)) else f'{path}: {e}') from None
+        raise UsageError(f'{path}: {e}') from None
 
 
 # %% ../../nbs/data/06_own.ipynb #806c3999
+def label_of_set(label: str, label_set: Sequence[str]) -> str:  # As the set writes it
+    "A `UsageError`, with a guess at what was meant, when a label is none of the set."
+    known = {plain_text(one): one for one in label_set}
+    if plain_text(label) in known:
+        return known[plain_text(label)]
+    folded = {fold(one): one for one in label_set}
+    near = difflib.get_close_matches(fold(label), folded, 1)
+    hint = f'; did you mean {folded[near[0]]!r}?' if near else ''
+    raise UsageError(f'the label {label[:60]!r} is none of {", ".join(label_set)}{hint}')
+
+
 def checked_label(
     label: str,  # As someone wrote it
     label_set: Sequence[str] = (),  # Labels allowed; empty when free
@@ -202,7 +246,7 @@ def checked_label(
     "Check a label of a file; a `UsageError` when it is none of the set, or no equation."
     label = unicodedata.normalize('NFC', label).strip()
     if label_set:
-        return _of_set(label, label_set)
+        return label_of_set(label, label_set)
     if answer == 'equation':
         try:
             equation_value(label)
@@ -212,105 +256,141 @@ def checked_label(
     return label
 
 
-def _of_set(label, label_set):
-    known = {plain_text(l): l for l in label_set}
-    if plain_text(label) in known:
-        return known[plain_text(label)]
-    folded = {fold(l): l for l in label_set}
-    near = difflib.get_close_matches(fold(label), folded, 1)
-    hint = f'; did you mean {folded[near[0]]!r}?' if near else ''
-    raise UsageError(f'the label {label[:60]!r} is none of {", ".join(label_set)}{hint}')
-
-
+# %% ../../nbs/data/06_own.ipynb #5f110c10
 def row_id(row: dict) -> str:
     "A row's own id, a text or a whole number, as it is compared."
     return unicodedata.normalize('NFC', str(get_field(row, 'id', str | int))).strip()
 
 
-# %% ../../nbs/data/06_own.ipynb #5f110c10
-_OWN_FIELDS = ('input', 'label', 'id', 'rationale')
-
-
-def _own_label(own, raw):
-    return checked_label(get_field(raw, 'label'), own.labels, 'equation' if own.answer == 'equation' else 'text')
-
-
-def _own_row(own, split, number, raw):
-    only_fields(raw, _OWN_FIELDS)
+def read_row(file: TaskFile, split: str, number: int, raw: dict) -> dict:  # at, id, input, label
+    "A row of a task folder, checked."
+    only_fields(raw, ('input', 'label', 'id', 'rationale'))
     given = {name for name, value in raw.items() if value is not None}
     if 'rationale' in given:
         get_field(raw, 'rationale')
     return dict(
         at=f'{split}.jsonl:{number}',
-        id=row_id(raw) if 'id' in given else f'{own.name}-{split}-{number:06d}',
+        id=row_id(raw) if 'id' in given else f'{file.name}-{split}-{number:06d}',
         input=get_field(raw, 'input'),
-        label=_own_label(own, raw) if 'label' in given else None,
+        label=checked_label(get_field(raw, 'label'), file.labels, file.answer) if 'label' in given else None,
     )
 
 
-def _own_exemplar(own, number, raw):
-    only_fields(raw, ('input', 'rationale', 'label'))
-    return Example(
-        f'{own.name}-exemplars-{number:06d}',
-        get_field(raw, 'input'),
-        _own_label(own, raw),
-        get_field(raw, 'rationale').strip(),
-    )
+# %% ../../nbs/data/06_own.ipynb #e590b0fa
+def read_exemplars(file: TaskFile) -> list[Example]:  # None when there is no exemplars.jsonl
+    "Worked answers to show the teacher, each with its rationale."
+    path = file.folder / 'exemplars.jsonl'
+
+    def read(number, raw):
+        only_fields(raw, ('input', 'rationale', 'label'))
+        return Example(
+            f'{file.name}-exemplars-{number:06d}',
+            get_field(raw, 'input'),
+            checked_label(get_field(raw, 'label'), file.labels, file.answer),
+            get_field(raw, 'rationale').strip(),
+        )
+
+    return read_checked(path, read) if path.is_file() else []
+
+
+# %% ../../nbs/data/06_own.ipynb #98aa519d
+def read_splits(file: TaskFile) -> dict[str, list[dict]]:  # For each file that is there; see `read_row`
+    "The rows of a task folder's files; `train.jsonl` must be there."
+    folder, rows = file.folder, {}
+    for path in folder.glob('*.jsonl'):
+        if path.stem in ('valid', 'val', 'dev'):
+            raise UsageError(f'{path}: this file should be called validation.jsonl')
+    if not (folder / 'train.jsonl').is_file():
+        raise UsageError(f'{folder}: train.jsonl is missing{scripts_in(folder)}: {SUCH_ROWS}')
+    for split in ('train', 'validation', 'test'):
+        if (path := folder / f'{split}.jsonl').is_file():
+            rows[split] = read_checked(path, partial(read_row, file, split))
+    return rows
 
 
 # %% ../../nbs/data/06_own.ipynb #06bac9c4
+def check_ids(
+    folder: Path,
+    rows: dict[str, list[dict]],  # Of each file; see `read_row`
+):
+    "A `UsageError` when two rows have one id."
+    seen = {}
+    for row in itertools.chain(*rows.values()):
+        other = seen.setdefault(row['id'], row)
+        if other is not row:
+            again = f'the id {row["id"]!r} stands on {other["at"]} already'
+            raise UsageError(f'{folder / row["at"]}: {again}: each row needs its own')
+
+
+# %% ../../nbs/data/06_own.ipynb #559dd2de
+def check_scored(
+    folder: Path,
+    rows: dict[str, list[dict]],  # Of each file; see `read_row`
+):
+    "A `UsageError` when an input of another split stands in train as well."
+    trained = {plain_input(row['input']): row for row in rows['train']}
+    scored = [row for split in rows if split != 'train' for row in rows[split]]
+    both = [(trained[key], row) for row in scored if (key := plain_input(row['input'])) in trained]
+    if not both:
+        return
+    first, second = both[0]
+    ids = f'ids {second["id"]!r} and {first["id"]!r}' + (f'; {len(both)} such pairs' if both[1:] else '')
+    raise UsageError(
+        f'{folder / second["at"]}: the same input as {first["at"]} ({ids}): '
+        'keep it in one file, or the score is of what was trained on'
+    )
+
+
+# %% ../../nbs/data/06_own.ipynb #c83805fc
+def check_exemplars(
+    folder: Path,
+    exemplars: list[Example],
+    rows: dict[str, list[dict]],  # Of each file; see `read_row`
+):
+    "A `UsageError` when an exemplar has the input of a validation or test row."
+    scored = {plain_input(row['input']): row for split in rows if split != 'train' for row in rows[split]}
+    for exemplar in exemplars:
+        row = scored.get(plain_input(exemplar.input))
+        if row:
+            line = int(exemplar.id[-6:])
+            raise UsageError(
+                f'{folder / "exemplars.jsonl"}:{line}: the same input as {row["at"]} (id {row["id"]!r}): '
+                'show the teacher other inputs than those on which it and the student are scored'
+            )
+
+
+# %% ../../nbs/data/06_own.ipynb #71c68562
+def hold_out(
+    rows: list[dict],
+    shown: set[str],  # `plain_input` of the exemplars
+) -> tuple[list[dict], list[dict]]:  # The rest, and the tenth
+    "Hold a tenth of the rows out, by a fixed seed."
+    kept = [row for row in rows if plain_input(row['input']) in shown]
+    by_input = {}
+    for row in rows:
+        if plain_input(row['input']) not in shown:
+            by_input.setdefault(plain_input(row['input']), []).append(row)
+    held = as_split([dict(input=text) for text in by_input]).train_test_split(test_size=0.1, seed=0)
+    train, out = ([row for text in held[part]['input'] for row in by_input[text]] for part in ('train', 'test'))
+    return train + kept, out
+
+
+# %% ../../nbs/data/06_own.ipynb #1cdab421
 MIN_ROWS = 10  # Different inputs to train on, before anything is held out
 
 
-def _read_exemplars(own):
-    path = own.folder / 'exemplars.jsonl'
-    return read_checked(path, lambda number, raw: _own_exemplar(own, number, raw)) if path.is_file() else []
-
-
-def _shown(own, exemplars, rows):  # inputs of the exemplars
-    scored = {plain_input(r['input']): r for split in rows if split != 'train' for r in rows[split]}
-    for e in exemplars:
-        if r := scored.get(plain_input(e.input)):
-            raise UsageError(
-                f'{own.folder / "exemplars.jsonl"}:{int(e.id[-6:])}: the same input as {r["at"]} (id {r["id"]!r}): show the teacher other inputs than those on which it and the student are scored'
-            )
-    return {plain_input(e.input) for e in exemplars}
-
-
-def _check_apart(own, rows, shown):
-    ids, trained = {}, {plain_input(r['input']): r for r in rows['train']}
-    for r in itertools.chain(*rows.values()):
-        if ids.setdefault(r['id'], r) is not r:
-            raise UsageError(
-                f'{own.folder / r["at"]}: the id {r["id"]!r} stands on {ids[r["id"]]["at"]} already: each row needs its own'
-            )
-    both = [
-        (trained[plain_input(r['input'])], r)
-        for split in rows
-        if split != 'train'
-        for r in rows[split]
-        if plain_input(r['input']) in trained
-    ]
-    if both:
-        a, b = both[0]
-        raise UsageError(
-            f'{own.folder / b["at"]}: the same input as {a["at"]} (ids {b["id"]!r} and {a["id"]!r}{f"; {len(both)} such pairs" if both[1:] else ""}): '
-            'keep it in one file, or the score is of what was trained on'
-        )
-    if (n := len(trained.keys() - shown)) < MIN_ROWS:
-        raise UsageError(
-            f'{own.folder / "train.jsonl"}: {n} different inputs{" beside the exemplars" if n < len(trained) else ""} are too few: write at least {MIN_ROWS}'
-        )
-
-
-def _hold_out(rows, shown):  # never what is `shown` to the teacher
-    by_input, kept = {}, [r for r in rows if plain_input(r['input']) in shown]
-    for r in rows:
-        if plain_input(r['input']) not in shown:
-            by_input.setdefault(plain_input(r['input']), []).append(r)
-    held = as_split([dict(input=x) for x in by_input]).train_test_split(test_size=0.1, seed=0)
-    train, out = ([r for text in held[part]['input'] for r in by_input[text]] for part in ('train', 'test'))
-    return train + kept, out
+def check_enough(
+    folder: Path,
+    rows: list[dict],  # Of train
+    shown: set[str],  # `plain_input` of the exemplars
+):
+    "A `UsageError` for fewer than `MIN_ROWS` different inputs in train."
+    inputs = {plain_input(row['input']) for row in rows}
+    left = len(inputs - shown)
+    if left < MIN_ROWS:
+        beside = ' beside the exemplars' if left < len(inputs) else ''
+        few = f'{left} different inputs{beside} are too few'
+        raise UsageError(f'{folder / "train.jsonl"}: {few}: write at least {MIN_ROWS}')
 
 
 # %% ../../nbs/data/06_own.ipynb #e31b7f25
@@ -318,34 +398,19 @@ def load_task_folder(
     folder: str | Path,  # A task folder
 ) -> Task:
     "Load a task of the user's own; a `UsageError` names file and line of a mistake."
-    own, rows, note = read_task_file(folder), {}, ''
-    for split in ('train', 'validation', 'test'):
-        path = own.folder / f'{split}.jsonl'
-        if path.is_file():
-            rows[split] = read_checked(path, lambda number, raw: _own_row(own, split, number, raw))
-        elif split == 'train':
-            raise UsageError(f'{own.folder}: train.jsonl is missing{_scripts(own.folder)}: {_SUCH}')
-    for path in own.folder.glob('*.jsonl'):
-        if path.stem in ('valid', 'val', 'dev'):
-            raise UsageError(f'{path}: this file should be called validation.jsonl')
-    exemplars = _read_exemplars(own)
-    shown = _shown(own, exemplars, rows)
-    _check_apart(own, rows, shown)
-    for split in ('validation', 'test'):
-        if split not in rows:
-            rows['train'], rows[split] = _hold_out(rows['train'], shown)
-            if split == 'test':
-                note = f'{len(rows[split])} rows of train.jsonl were held out as test'
-    splits = {
-        s: as_split([{k: r[k] for k in ('id', 'input', 'label')} for r in rows[s]])
-        for s in ('train', 'validation', 'test')
-    }
-    return Task(
-        own.name,
-        splits,
-        'equation' if own.answer == 'equation' else 'text',
-        own.labels,
-        note,
-        folder=own.folder,
-        brief=Brief(own.instruction, tuple(exemplars)),
-    )
+    file = read_task_file(folder)
+    rows, exemplars, note = read_splits(file), read_exemplars(file), ''
+    shown = {plain_input(e.input) for e in exemplars}
+    check_exemplars(file.folder, exemplars, rows)
+    check_ids(file.folder, rows)
+    check_scored(file.folder, rows)
+    check_enough(file.folder, rows['train'], shown)
+    if 'validation' not in rows:
+        rows['train'], rows['validation'] = hold_out(rows['train'], shown)
+    if 'test' not in rows:
+        rows['train'], rows['test'] = hold_out(rows['train'], shown)
+        note = f'{len(rows["test"])} rows of train.jsonl were held out as test'
+    columns = ('id', 'input', 'label')
+    splits = {s: as_split([{c: row[c] for c in columns} for row in rows[s]]) for s in ('train', 'validation', 'test')}
+    brief = Brief(file.instruction, tuple(exemplars))
+    return Task(file.name, splits, file.answer, file.labels, note, folder=file.folder, brief=brief)

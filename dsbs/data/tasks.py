@@ -13,15 +13,14 @@ from .embedded import EMBEDDED, embedded_task
 from .examples import Task
 from .own import load_task_folder
 from .paper import PAPER, STAND_INS, paper_task
-from ..records import UsageError
-from ..records import data_dir as find_data_dir
+from ..records import UsageError, find_folders
 
 # %% ../../nbs/data/07_tasks.ipynb #163edcfa
 TASKS = (*EMBEDDED, *PAPER)
 
 
 def is_task_folder(
-    name: str,  # What was given as a task
+    name: str,  # A task, as it was given
 ) -> bool:
     "Whether a task's name stands for a folder; a built-in task's name never does."
     name = str(name)
@@ -33,11 +32,11 @@ def is_task_folder(
 # %% ../../nbs/data/07_tasks.ipynb #2e1f4f91
 def load_task(
     name: str,  # One of `TASKS`, or the path of a task folder
-    data_dir: str | Path | None = None,  # Folder of the datasets; see `records.data_dir`
+    data_dir: str | Path | None = None,  # Folder of the datasets, or `Folders`; see `find_folders`
     stand_in: bool = False,  # Train on validation rows (esnli and anli1 only)
     data_seed: int = 0,  # Seed of an embedded task
 ) -> Task:
-    "Load a task; raises `UsageError` when something about it is wrong."
+    "Load a task; a `UsageError` when something about it is wrong."
     name = str(name)
     if name not in TASKS and not is_task_folder(name):
         raise UsageError(f'unknown task {name!r}: choose one of {", ".join(TASKS)}, or a folder with a task.toml')
@@ -46,5 +45,5 @@ def load_task(
     if name in EMBEDDED:
         return embedded_task(name, data_seed)
     if name in PAPER:
-        return paper_task(name, find_data_dir(data_dir) / name, stand_in)
+        return paper_task(name, find_folders(data_dir).data / name, stand_in)
     return load_task_folder(name)
