@@ -73,7 +73,7 @@ from .statistics import mean_interval
 from ..records import canonical_json, write_text
 from ..runs.experiments import read_results
 from ..runs.specs import RunSpec
-from ..teacher.sets import extract
+from ..teacher.sets import teacher_rationales
 
 
 # %% ../../nbs/evidence/41_page.ipynb #9e4a38e5
@@ -832,7 +832,7 @@ def examples_of(found: dict[str, dict]) -> list[Shown]:
 
 
 def _shown_of(task, size, answers):  # (method, seed) -> id -> answer
-    said, seeds = extract(task, 'test'), sorted({seed for _, seed in answers})
+    said, seeds = teacher_rationales(task, 'test'), sorted({seed for _, seed in answers})
     for row in task['test'].to_list():
         given = {seed: tuple(answers.get((m, seed), {}).get(row['id']) for m in BOTH) for seed in seeds}
         read = said[row['id']]

@@ -32,7 +32,7 @@ from .multitask import LABEL_START, cut_ids
 from .stack import Stack
 from .student import as_text, make_student, special_pieces
 from .views import ANSWER_MARK, label_from_output, make_views
-from ..teacher.sets import extract
+from ..teacher.sets import teacher_rationales
 
 # %% ../../nbs/method/23_answering.ipynb #a9f6b87c
 BATCH_TOKENS = 4096  # Input tokens in a batch: as much as a CPU's caches like
@@ -229,7 +229,7 @@ def prediction_cost(
     batch_size: int = 64,
 ) -> list[dict]:  # student, parameters, form, new_tokens, milliseconds (for one example), threads
     "Time answers on this machine, on one thread."
-    task, why = load_task(task), extract(load_task(task), 'train')
+    task, why = load_task(task), teacher_rationales(load_task(task), 'train')
     texts = [*task['train']['input'], *(f'{r.rationale} {ANSWER_MARK}' for r in why.values()), *task.label_set]
     before = torch.get_num_threads()
     torch.set_num_threads(1)

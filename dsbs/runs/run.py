@@ -39,7 +39,7 @@ from .specs import Prepared, RunSpec, in_common, recipe, train_size, training_ex
 from .tokens import cut_rows, in_one_shape, lost, tokenise_once
 from ..teacher.extraction import Reading, human_rationales, quality
 from ..teacher.recorded import teacher_name
-from ..teacher.sets import extract, set_cards, set_name
+from ..teacher.sets import set_cards, set_name, teacher_rationales
 
 
 # %% ../../nbs/runs/28_run.ipynb #025e04e2
@@ -334,7 +334,7 @@ def _beside(run):  # what stands beside exact match on the test split, where it 
         whys = (
             human_rationales(task, 'test')
             if spec.task in EMBEDDED
-            else extract(task, 'test', run.data.folders.data, teacher=spec.teacher)
+            else teacher_rationales(task, 'test', run.data.folders.data, teacher=spec.teacher)
         )
     except UsageError:
         return found

@@ -46,7 +46,7 @@ from ..method.views import METHODS, PREFIXES, TASK_PREFIXES
 from ..records import Folders, UsageError, find_folders, hash_json, one_of
 from ..teacher.extraction import Reading, human_rationales
 from ..teacher.recorded import TEACHER_ERROR
-from ..teacher.sets import extract, fill_labels, read_set
+from ..teacher.sets import fill_labels, read_set, teacher_rationales
 
 # %% ../../nbs/runs/25_specs.ipynb #bf0acda2
 LABEL_SOURCES = ('human', 'teacher')
@@ -223,7 +223,7 @@ def _read(spec, task, folder):
         return human_rationales(task, 'train', folder)
     readings = {}
     for split in _splits_to_read(spec, task):
-        readings |= extract(task, split, folder, spec.teacher_error, spec.teacher)
+        readings |= teacher_rationales(task, split, folder, spec.teacher_error, spec.teacher)
     if spec.teacher and os.path.isfile(os.path.join(os.path.expanduser(spec.teacher), 'test.jsonl')):
         read_set(spec.teacher, task, 'test')  # used after training, so checked before
     return readings
@@ -234,7 +234,7 @@ def _unlabeled_rows(name, folder):  # of a task: all its rows, with the teacher'
     task = load_task(name, folder)
     examples = []
     for split in task.splits:
-        readings = extract(task, split, folder)
+        readings = teacher_rationales(task, split, folder)
         rows = [(row, readings[row['id']]) for row in task[split].to_list()]
         examples += [Example(row['id'], row['input'], x.label, x.rationale) for row, x in rows if x.ok]
     return tuple(examples)

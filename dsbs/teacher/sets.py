@@ -5,16 +5,21 @@
 # %% auto #0
 __all__ = [
     'SET_FIELDS',
-    'extract',
+    'teacher_rationales',
     'vote',
     'supporters',
     'read_card',
     'set_cards',
     'set_name',
-    'extract_live',
+    'ExtractSettings',
+    'extract',
     'read_answer',
     'read_set',
     'fill_labels',
+    'TeacherModel',
+    'shortfalls',
+    'Extracted',
+    'ask_teacher',
 ]
 
 # %% ../../nbs/teacher/17_sets.ipynb #ea1fedae
@@ -22,26 +27,40 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+
+from tqdm import tqdm
 
 from ..data.examples import Task, as_split, input_hash, near_duplicates, plain_text
 from ..data.own import checked_label, only_fields, read_checked, read_objects, read_utf8, row_id
 from ..data.paper import get_field
-from ..records import UsageError, is_main_process, now, one_of, write_jsonl, write_text
+from dsbs.records import (
+    Folders,
+    UsageError,
+    file_name,
+    find_folders,
+    is_main_process,
+    now,
+    one_of,
+    write_jsonl,
+    write_text,
+)
 from .extraction import Reading, quality, read_completion
 from .formats import FORMATS, AnswerFormat
-from .live import ask_all
-from .prompts import Prompt, prompt_of
+from .live import OF_NO_USE, ask_all
+from .prompts import prompt_of
 from .questions import Answer, AnswerStore, Question, Sampling, answer_key
 from .recorded import TEACHER_ERROR, completions
 from .replies import sent_otherwise
+from .servers import LocalModel, Server
 
 
 # %% ../../nbs/teacher/17_sets.ipynb #d5f13e4a
-def extract(
+def teacher_rationales(
     task: Task,
     split: str,
     data_dir: str | Path | None = None,  # Folder of the datasets; see `records.data_dir`
@@ -107,40 +126,69 @@ def set_name(folder: str | Path) -> str:
     return next((card['model'] for card in set_cards(folder).values()), '')
 
 
+# %% ../../nbs/teacher/17_sets.ipynb #858ac178
+@dataclass(frozen=True)
+class ExtractSettings:
+    "How a teacher is asked about the rows of a split."
+
+    limit: int | None = None  # Rows at most
+    samples: int = 1  # Answers to each question
+    temperature: float | None = None  # None: 0 for one sample, 0.7 for several
+    max_tokens: int = 256  # Of one answer
+    asked_as: str = 'chat'  # "chat" (messages) or "completion" (one text to continue)
+    concurrency: int = 8  # Questions under way at most
+    budget: int | None = None  # Tokens that a call may use
+    max_failed: float = 0.2  # Share of rows that may fail; from 1 on, useless first answers end nothing
+    progress: Callable[[int, int, int], None] = lambda done, sent, tokens: None  # Answers, requests, tokens so far
+
+    def __post_init__(self):
+        one_of('form', self.asked_as, ('chat', 'completion'))
+        for name in ('samples', 'concurrency', 'max_tokens'):
+            if getattr(self, name) < 1:
+                raise UsageError(f'--{name.replace("_", "-")} {getattr(self, name)}: should be at least 1')
+
+    def sampling(self, stop: str) -> Sampling:  # stop: `AnswerFormat.stop`
+        "How answers are drawn; only a text to continue needs the stop."
+        usual = 0.0 if self.samples == 1 else 0.7
+        heat = usual if self.temperature is None else self.temperature
+        return Sampling(heat, self.max_tokens, () if self.asked_as == 'chat' else ('\n' + stop,))
+
+
 # %% ../../nbs/teacher/17_sets.ipynb #f6f618ce
-def extract_live(
+def extract(
     task: Task,
     split: str,
-    backend,  # A `teacher.Server`, a `teacher.LocalModel`, or another with `endpoint`, `model` and `ask`
-    prompt: Prompt,
+    backend,  # A `servers.Server`, a `servers.LocalModel`, or another with `endpoint`, `model` and `ask`
     store: AnswerStore,  # Of answers paid for
     out: Path,  # Folder of the rationale set
-    limit: int | None = None,  # Rows at most
-    samples: int = 1,  # Answers to each question
-    temperature: float | None = None,  # None: 0 for one sample, 0.7 for several
-    max_tokens: int = 256,  # Of one answer
-    form: str = 'chat',  # "chat" or "completion": messages, or one text to go on from
-    **asking,  # `concurrency`, `budget`, `progress`, `whatever` of `teacher.ask_all`
+    settings: ExtractSettings = ExtractSettings(),
 ) -> dict:  # The card; its `unwritten` says why the set was left as it was, where it was
     "Ask a teacher about the rows of a split and write what it says as a rationale set."
-    one_of('form', form, ('chat', 'completion'))
+    prompt = prompt_of(task)
     _check_out(Path(out), task, backend.model)
-    rows = task[split].to_list()[:limit]
-    heat = temperature if temperature is not None else 0.0 if samples == 1 else 0.7
-    sampling = Sampling(heat, max_tokens, () if form == 'chat' else ('\n' + prompt.form.stop,))
-    how = dict(prompt=prompt.hash, form=form, sampling=asdict(sampling), samples=samples)
+    rows = task[split].to_list()[: settings.limit]
+    sampling = settings.sampling(prompt.form.stop)
+    how = dict(prompt=prompt.hash, form=settings.asked_as, sampling=asdict(sampling), samples=settings.samples)
     held = _Held(Path(out), task, split, how)
 
     def asked(text):
-        return tuple(prompt.messages(text)) if form == 'chat' else prompt.text(text)
+        return tuple(prompt.messages(text)) if settings.asked_as == 'chat' else prompt.text(text)
 
     def known(q):
         return store.get(answer_key(q, backend.endpoint, backend.model, sampling))
 
-    questions = [Question(r['id'], asked(r['input']), prompt.hash, k) for r in rows for k in range(samples)]
-    questions = held.to_ask(questions, rows, known)
-    said = ask_all(questions, backend, store, sampling, **asking)
-    read, failures = _read_answers(said.answers, rows, samples, prompt.form, task.label_set)
+    questions = [Question(r['id'], asked(r['input']), prompt.hash, k) for r in rows for k in range(settings.samples)]
+    said = ask_all(
+        held.to_ask(questions, rows, known),
+        backend,
+        store,
+        sampling,
+        concurrency=settings.concurrency,
+        budget=settings.budget,
+        progress=settings.progress,
+        whatever=settings.max_failed >= 1,
+    )
+    read, failures = _read_answers(said.answers, rows, settings.samples, prompt.form, task.label_set)
     found = held.with_new(read)
     card = dict(task=task.name, split=split, model=backend.model, endpoint=backend.endpoint)
     card |= dict(label_set=list(task.label_set)) | how | _counts(task, split, rows, read, found)
@@ -446,3 +494,100 @@ def fill_labels(
         + [f"{n} of {len(splits[name])} labels of {name} are the teacher's" for name, n in filled.items()]
     )
     return replace(task, splits=splits, note=note)
+
+
+# %% ../../nbs/teacher/17_sets.ipynb #d1240e59
+@dataclass(frozen=True)
+class TeacherModel:
+    "A model to ask, and where it is."
+
+    name: str  # On the server; of a local one its folder, or its name on the hub
+    base_url: str = ''  # Of an OpenAI-compatible server
+    local: bool = False  # In this process
+    served_model: str = ''  # Another name under which the server may answer
+    timeout: float = 300  # Seconds for one answer
+
+    def __post_init__(self):
+        if bool(self.base_url) == self.local:
+            raise UsageError('say where the model is: --base-url URL for a server, or --local for one in this process')
+        if self.local and self.served_model:
+            raise UsageError('--served-model goes with --base-url: a model in this process has one name')
+
+    def backend(self) -> Server | LocalModel:
+        "What asks the model."
+        if self.local:
+            return LocalModel(self.name)
+        return Server(self.base_url, self.name, self.timeout, self.served_model)
+
+
+# %% ../../nbs/teacher/17_sets.ipynb #a15af637
+def shortfalls(
+    card: dict,  # From `extract`
+    out: Path,  # Folder of the rationale set
+    settings: ExtractSettings,
+) -> list[str]:  # One line each; none when all went well
+    "What a call did not bring."
+    rows, left, lines = card['requested'], card['requested'] - card['asked'], []
+    if card['stopped'] == 'budget':
+        lines.append(
+            f'stopped at the budget of {settings.budget} tokens with {left} of {rows} rows left: call again to go on'
+        )
+    if card['unwritten']:
+        lines.append(card['unwritten'])
+    if card['failed'] > settings.max_failed * rows:
+        where = f'{out}/{card["split"]}.failures.jsonl'
+        lines.append(f'{card["failed"]} of {rows} rows have no rationale ({_reasons(card)}): see {where}')
+    if card['stopped'] == 'failing' and left:
+        lines.append(f'{left} of {rows} rows were not asked, and what was answered is kept')
+    if card['stopped'] == 'failing':
+        lines.append(card['why'])
+    return lines
+
+
+def _reasons(card):
+    "Why rows failed, each with what would help; a call that stopped says that itself."
+    hints = {} if card['stopped'] else {reason: f': {hint}' for reason, hint in OF_NO_USE.items()}
+    return ', '.join(f'{n} {reason}{hints.get(reason, "")}' for reason, n in card['quality']['reasons'].items())
+
+
+# %% ../../nbs/teacher/17_sets.ipynb #83acf55a
+@dataclass(frozen=True)
+class Extracted:
+    "What came of asking a model about a split."
+
+    card: dict  # See `extract`
+    out: Path  # Folder of the rationale set
+    shortfalls: list[str]  # See `shortfalls`
+
+    def summary(self) -> dict:
+        "The counts of the call, the teacher's accuracy in percent, and the folder."
+        names = ('task', 'split', 'model', 'requested', 'kept', 'failed', 'sent', 'tokens')
+        accuracy = self.card['quality']['accuracy']
+        return {name: self.card[name] for name in names} | dict(accuracy=accuracy, out=str(self.out))
+
+
+def ask_teacher(
+    task: Task,
+    split: str,
+    model: TeacherModel,
+    settings: ExtractSettings = ExtractSettings(),
+    out: str | Path | None = None,  # Folder of the rationale set; None: rationales/TASK/MODEL in the runs folder
+    folders: Folders | None = None,
+) -> Extracted:
+    "Ask a model about a split with a progress bar, and say what came of it."
+    rows, runs = len(task[split]), find_folders(folders).runs
+    backend = model.backend()
+    out = out or runs / 'rationales' / file_name(task.name) / file_name(model.name)
+    out = Path(os.path.expanduser(out))
+    total = min(settings.limit or rows, rows) * settings.samples
+    bar = tqdm(total=total, desc=f'{task.name} {split}', unit='answer', mininterval=1)
+
+    def show(done, sent, tokens):
+        bar.update(done - bar.n)
+        bar.set_postfix(sent=sent, tokens=tokens)
+
+    one_at_a_time = dict(concurrency=1) if model.local else {}
+    settings = replace(settings, progress=show, **one_at_a_time)
+    with bar, closing(AnswerStore(runs / 'answers.sqlite')) as store:
+        card = extract(task, split, backend, store, out, settings)
+    return Extracted(card, out, shortfalls(card, out, settings))

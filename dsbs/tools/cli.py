@@ -8,12 +8,10 @@ __all__ = ['Outcome', 'Rows', 'parser', 'main']
 # %% ../../nbs/tools/45_cli.ipynb #722cb8e5
 import argparse
 import json
-import os
 import signal
 import sys
 import threading
 from functools import partial
-from pathlib import Path
 
 from ..records import UsageError, WorkFailed, is_main_process
 
@@ -152,87 +150,23 @@ def _teacher(args):
 
 
 def _extract(args):
-    if bool(args.base_url) == bool(args.local):
-        raise UsageError('say where the model is: --base-url URL for a server, or --local for one in this process')
-    from tqdm import tqdm
-
     from dsbs.data.tasks import load_task
-    from dsbs.records import file_name, runs_dir
-    from dsbs.teacher.live import OF_NO_USE
-    from dsbs.teacher.prompts import prompt_of
-    from dsbs.teacher.questions import AnswerStore
-    from dsbs.teacher.servers import LocalModel, Server
-    from dsbs.teacher.sets import extract_live
+    from dsbs.teacher.sets import ExtractSettings, TeacherModel, ask_teacher
 
-    if args.local and args.served_model:
-        raise UsageError('--served-model goes with --base-url: a model in this process has one name')
-    for name in ('samples', 'concurrency', 'max_tokens'):
-        if getattr(args, name) < 1:
-            raise UsageError(f'--{name.replace("_", "-")} {getattr(args, name)}: should be at least 1')
+    model = TeacherModel(args.model, args.base_url or '', args.local, args.served_model, args.timeout)
+    settings = ExtractSettings(
+        args.limit,
+        args.samples,
+        args.temperature,
+        args.max_tokens,
+        args.form,
+        args.concurrency,
+        args.budget,
+        args.max_failed,
+    )
     task = load_task(args.task, args.data_dir, args.stand_in)
-    task[args.split]
-    backend = LocalModel(args.model) if args.local else Server(args.base_url, args.model, args.timeout)
-    if args.served_model:
-        backend.served_model = args.served_model
-    out = Path(os.path.expanduser(args.out or runs_dir() / 'rationales' / file_name(task.name) / file_name(args.model)))
-    store = AnswerStore(runs_dir() / 'answers.sqlite')
-    with tqdm(
-        total=min(args.limit or len(task[args.split]), len(task[args.split])) * args.samples,
-        desc=f'{task.name} {args.split}',
-        unit='answer',
-        mininterval=1,
-    ) as bar:
-
-        def tell(done, sent, tokens):
-            bar.update(done - bar.n)
-            bar.set_postfix(sent=sent, tokens=tokens)
-
-        card = extract_live(
-            task,
-            args.split,
-            backend,
-            prompt_of(task),
-            store,
-            out,
-            args.limit,
-            args.samples,
-            args.temperature,
-            args.max_tokens,
-            args.form,
-            concurrency=1 if args.local else args.concurrency,
-            budget=args.budget,
-            progress=tell,
-            whatever=args.max_failed >= 1,
-        )
-    store.close()
-    hints = {} if card['stopped'] else {reason: f': {hint}' for reason, hint in OF_NO_USE.items()}
-    failed, why = (
-        card['failed'],
-        ', '.join(f'{n} {reason}{hints.get(reason, "")}' for reason, n in card['quality']['reasons'].items()),
-    )
-    left = card['requested'] - card['asked']
-    wrong = (
-        [
-            f'stopped at the budget of {args.budget} tokens with {left} of {card["requested"]} rows left: call again to go on'
-        ]
-        if card['stopped'] == 'budget'
-        else []
-    )
-    if card['unwritten']:
-        wrong.append(card['unwritten'])
-    if failed > args.max_failed * card['requested']:
-        wrong.append(
-            f'{failed} of {card["requested"]} rows have no rationale ({why}): see {out}/{args.split}.failures.jsonl'
-        )
-    if card['stopped'] == 'failing':
-        wrong += [f'{left} of {card["requested"]} rows were not asked, and what was answered is kept'] * bool(left) + [
-            card['why']
-        ]
-    return Outcome(
-        {name: card[name] for name in ('task', 'split', 'model', 'requested', 'kept', 'failed', 'sent', 'tokens')}
-        | dict(accuracy=card['quality']['accuracy'], out=str(out)),
-        '; '.join(wrong),
-    )
+    found = ask_teacher(task, args.split, model, settings, args.out)
+    return Outcome(found.summary(), '; '.join(found.shortfalls))
 
 
 def _fetch(args):

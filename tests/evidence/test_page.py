@@ -320,10 +320,10 @@ def hostile_reports(folder, monkeypatch, texts=HOSTILE):
         r['answers'] = {k: texts[(i + j) % len(texts)] for j, k in enumerate(r['answers'])}
         r['teacher'], r['provenance']['machine']['processor'], r['stand_in'] = text, text, text
         r['teacher_quality']['reasons'] = {t: 1 for t in texts[:6]}
-    whole = module.extract
+    whole = module.teacher_rationales
     monkeypatch.setattr(
         module,
-        'extract',
+        'teacher_rationales',
         lambda task, split: {
             k: Reading(texts[i % len(texts)], texts[-1 - i % len(texts)]) for i, k in enumerate(whole(task, split))
         },

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dsbs.teacher.sets import extract_live, read_set
-from dsbs.teacher.prompts import load_prompt
+from dsbs.teacher.sets import ExtractSettings, extract, read_set
 from dsbs.records import UsageError, file_name
 from dsbs.hub import hub_name
 from dsbs.method.settings import check_student, student_hash
@@ -121,16 +120,16 @@ def test_a_revision_stays_in_the_hubs_cache(revision):
 
 @pytest.mark.parametrize('name', NAMES)
 def test_a_rationale_set_by_default_is_one_models_alone(name, main, tmp_path, monkeypatch):
-    import dsbs.teacher.servers, dsbs.teacher.sets
+    import dsbs.teacher.sets
 
     outs = []
-    monkeypatch.setattr(dsbs.teacher.servers, 'Server', lambda url, model, timeout: model)
+    monkeypatch.setattr(dsbs.teacher.sets, 'Server', lambda url, model, *more: model)
 
-    def asked(task, split, backend, prompt, store, out, *more, **others):
+    def asked(task, split, backend, store, out, *more):
         outs.append(out)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(dsbs.teacher.sets, 'extract_live', asked)
+    monkeypatch.setattr(dsbs.teacher.sets, 'extract', asked)
     for model in (name, name.upper(), name + '-b'):
         main('extract', 'same_kind', '--base-url', 'http://localhost:9/v1', f'--model={model}')
     home = (tmp_path / 'runs' / 'rationales' / 'same_kind').resolve()
@@ -153,20 +152,20 @@ class Simulated:
 def test_two_models_never_share_a_rationale_set(tmp_path):
     task, store = load_task('same_kind'), AnswerStore(tmp_path / 'answers.sqlite')
 
-    def extract(model, out=tmp_path / 'set', task=task):
+    def call(model, out=tmp_path / 'set', task=task):
         backend = Simulated(model)
-        return extract_live(task, 'train', backend, load_prompt('same_kind'), store, out, limit=2), backend.asked
+        return extract(task, 'train', backend, store, out, ExtractSettings(limit=2)), backend.asked
 
-    extract('a/b')
+    call('a/b')
     before = {p.name: p.read_bytes() for p in (tmp_path / 'set').iterdir()}
     for model, other in (('a-b', task), ('A/b', task), ('a/b', load_task('heavier'))):
         with pytest.raises(UsageError, match='name another folder'):
-            extract(model, task=other)
+            call(model, task=other)
     assert {p.name: p.read_bytes() for p in (tmp_path / 'set').iterdir()} == before
-    assert extract('a/b')[0]['sent'] == 0
+    assert call('a/b')[0]['sent'] == 0
     for bad in (tmp_path / ('x' * 300), tmp_path / 'set' / 'train.jsonl' / 'x'):
         with pytest.raises(UsageError, match='no folder for a rationale set'):
-            extract('a/b', bad)
+            call('a/b', bad)
     for bad in ('x' * 300, '~nobody/x', '/etc', '../x'):
         with pytest.raises(UsageError, match='no rationale set'):
             read_set(bad, task, 'train')

@@ -14,7 +14,7 @@ from dsbs.runs.specs import RunSpec, prepare
 from dsbs.teacher.extraction import Reading
 from dsbs.teacher.prompts import prompt_of
 from dsbs.teacher.questions import Answer, AnswerStore
-from dsbs.teacher.sets import extract_live, read_set, set_name
+from dsbs.teacher.sets import ExtractSettings, extract, read_set, set_name
 
 TOML = 'name = "signs"\ninstruction = "Say which."\nanswer = "label"\nlabels = ["low", "high"]\n'
 
@@ -75,7 +75,7 @@ def mine(tmp_path):
         def extract(self, split='train', teacher=None, **how):
             teacher, task = teacher or Teacher(), self.task()
             store = AnswerStore(self.store)
-            card = extract_live(task, split, teacher, prompt_of(task), store, self.out, **how)
+            card = extract(task, split, teacher, store, self.out, ExtractSettings(**how))
             store.close()
             return card, sorted(teacher.asked)
 
@@ -228,7 +228,7 @@ def test_a_new_call_takes_nothing_away(mine):
     [
         dict(limit=3, samples=3),
         dict(limit=3, temperature=0.5),
-        dict(limit=3, form='completion'),
+        dict(limit=3, asked_as='completion'),
         dict(teacher=Teacher(mute=lambda text: '7' in text), temperature=0.5),
     ],
     ids=['samples', 'temperature', 'form', 'one fails'],
@@ -488,9 +488,9 @@ def test_a_minimal_set_from_the_command_line(mine, main):
 
 
 def test_extract_ends_with_1_when_it_leaves_the_set_as_it_is(mine, main, monkeypatch):
-    import dsbs.teacher.servers
+    import dsbs.teacher.sets
 
-    monkeypatch.setattr(dsbs.teacher.servers, 'Server', lambda url, model, timeout: Teacher(model))
+    monkeypatch.setattr(dsbs.teacher.sets, 'Server', lambda url, model, *more: Teacher(model))
     call = ['extract', mine.folder, '--base-url', 'http://localhost:9/v1', '--model', 'm', '--out', mine.out]
     assert main(*call)[0] == 0
     before = mine.set_rows()
