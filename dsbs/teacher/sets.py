@@ -55,8 +55,7 @@ from .live import OF_NO_USE, ask_all
 from .prompts import prompt_of
 from .questions import Answer, AnswerStore, Question, Sampling, answer_key
 from .recorded import TEACHER_ERROR, completions
-from .replies import sent_otherwise
-from .servers import LocalModel, Server
+from .servers import LocalModel, Server, sent_otherwise
 
 
 # %% ../../nbs/teacher/17_sets.ipynb #d5f13e4a
