@@ -22,24 +22,20 @@ def _reproduce(args):
         return _planned(args)
     if args.emit:
         return _emitted(args)
-    from dsbs.evidence.reporting import reproduce
+    from dsbs.evidence.reporting import Reproduction, reproduce
+    from dsbs.records import find_folders
 
-    return {
-        'written': [
-            str(p)
-            for p in reproduce(
-                args.names,
-                args.preset,
-                args.workers,
-                args.data_dir or '',
-                args.reports or '',
-                args.task or '',
-                args.teacher or '',
-                args.retry_failed,
-                args.cell_timeout,
-            )
-        ]
-    }
+    wanted = Reproduction(
+        args.names,
+        args.preset,
+        args.workers,
+        find_folders(args.data_dir, reports=args.reports),
+        args.task or '',
+        args.teacher or '',
+        args.retry_failed,
+        args.cell_timeout,
+    )
+    return {'written': [str(path) for path in reproduce(wanted)]}
 
 
 def _emitted(args):  # of reproduce --emit

@@ -32,7 +32,7 @@ from string import Template
 
 from ..evidence.grids import PRESETS, grid, presets_of, specs_of
 from ..evidence.plan import SHAPES, estimate, tokens_of
-from ..evidence.reporting import check_own, check_preset, figure_notebooks
+from ..evidence.reporting import check_own_task, check_preset, figure_notebooks
 from dsbs.records import (
     UsageError,
     canonical_json,
@@ -231,7 +231,7 @@ def emit_snakemake(
 ) -> list[Path]:  # The files
     "Write a Snakemake workflow that makes the runs of figures and draws them."
     one_of('preset of a workflow', preset, [p for p in PRESETS if p != 'recorded'])
-    own = check_own(preset, task, teacher, data_dir or '')
+    own = check_own_task(preset, task, teacher, data_dir)
     paths = figure_notebooks(names)
     for path in paths if names else ():
         check_preset(path, preset)

@@ -417,9 +417,7 @@ def test_status_tells_what_runs_where(tmp_path, quick, main):
 
 def test_retry_is_asked_for_on_the_command_line(main, monkeypatch):
     asked = []
-    monkeypatch.setitem(
-        sys.modules, 'dsbs.evidence.reporting', SimpleNamespace(reproduce=lambda *args: asked.append(args[-2]) or [])
-    )
+    monkeypatch.setattr('dsbs.evidence.reporting.reproduce', lambda wanted: asked.append(wanted.retry_failed) or [])
     assert main('reproduce', '--retry-failed')[0] == 0 and main('reproduce')[0] == 0 and asked == [True, False]
 
 
