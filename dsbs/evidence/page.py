@@ -4,49 +4,74 @@
 
 # %% auto #0
 __all__ = [
-    'PLACE',
+    'PLACE_HEADS',
+    'USUAL_PLACE',
+    'Places',
     'SCALES',
-    'VERDICTS',
-    'BOTH',
-    'TITLE',
-    'Html',
-    'html',
-    'clean',
-    'tag',
-    'table',
-    'scrolling',
-    'caption_tag',
-    'head_row',
-    'quoted',
-    'section',
-    'aside',
-    'nothing',
+    'VERDICT_MARKS',
+    'TEACHER_HEADS',
+    'COMPARED',
+    'Place',
+    'place_of',
     'Point',
+    'records_by_point',
     'points_of',
+    'mean_text',
+    'gaps_text',
+    'number_attributes',
     'number_cell',
     'panel_name',
     'curve_name',
-    'place',
+    'range_text',
+    'size_text',
+    'place_texts',
+    'telling_columns',
+    'by_place',
+    'table_groups',
+    'table_by_place',
+    'curves_of',
+    'table_by_curve',
+    'number_table',
     'number_tables',
-    'image',
+    'Picture',
+    'picture',
     'images_of',
+    'panel_note',
     'panel_notes',
     'making',
     'published_numbers',
-    'paper_numbers',
-    'others_numbers',
+    'two_digits',
+    'paper_table',
+    'paper_remark',
+    'others_table',
+    'others_by_share',
+    'others_tables',
     'dataset_sizes',
+    'measured_here',
+    'alt_text',
     'figure_section',
     'verdict_mark',
     'effect_text',
+    'effect_number',
+    'claim_line',
+    'claims_by_id',
     'claims_section',
-    'open_section',
+    'written',
+    'open_choices',
+    'teacher_of',
     'teachers_of',
-    'teachers_section',
+    'teacher_row',
+    'teacher_tables',
     'Shown',
+    'recorded_answers',
     'examples_of',
     'example_card',
-    'examples_section',
+    'answer_mark',
+    'examples_by_task',
+    'content_policy',
+    'page_facts',
+    'page_contents',
+    'measured_figure',
     'page_html',
     'write_page',
 ]
@@ -57,16 +82,18 @@ import hashlib
 import math
 import re
 import struct
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from html import escape
 from pathlib import Path
+
+from markupsafe import Markup
 
 from ..data.answers import is_correct
 from ..data.embedded import EMBEDDED, EMBEDDED_SIZES
 from ..data.tasks import load_task
 from .grids import FIGURES, PANELS, PUBLISHED, SETUPS, curve_of, grid
-from .page_style import SCRIPT, STYLE
+from .page_style import TEMPLATES, Cell, Table, make_table, render
 from .plotting import LOOKS, short_number
 from .published import OPEN_CHOICES, PAPER_TABLES, REPRODUCTIONS
 from .statistics import mean_interval
@@ -76,101 +103,22 @@ from ..runs.specs import RunSpec
 from ..teacher.sets import teacher_rationales
 
 
-# %% ../../nbs/evidence/41_page.ipynb #9e4a38e5
-class Html(str):
-    "Text that is HTML already."
+# %% ../../nbs/evidence/41_page.ipynb #036aa21e
+@dataclass(frozen=True)
+class Place:
+    "Where a point stands in its panel."
+
+    size: float | None  # Training examples, or their share; None: all of them
+    student: str
+    weight: float  # Of the rationale task
+    extra: str  # Task whose rows are added; empty: none
+    n_extra: int | None  # Added rows; None: all
 
 
-_INLINE = {
-    'a',
-    'b',
-    'bdi',
-    'code',
-    'img',
-    'small',
-    'span',
-    'strong',
-    'td',
-    'th',
-}  # Elements that do not end a line of the file
-
-
-def html(*parts) -> Html:
-    "Parts one after the other, and those of lists among them: texts escaped, `Html` as it is, None left out."
-    flat = (html(*p) if isinstance(p, Iterable) and not isinstance(p, str) else p for p in parts if p is not None)
-    return Html(''.join(p if isinstance(p, Html) else escape(clean(p)) for p in flat))
-
-
-def clean(text) -> str:
-    "A text as a page may hold it."
-    return re.sub('[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]', '\N{REPLACEMENT CHARACTER}', str(text))
-
-
-def tag(
-    _name: str,
-    *inside,  # As for `html`
-    **attributes,  # class_='x', data_mean=1; True: without a value; None or False: left out
-) -> Html:
-    "An element."
-    given = {
-        name.rstrip('_').replace('_', '-'): value
-        for name, value in attributes.items()
-        if value is not None and value is not False
-    }
-    named = ''.join(
-        f' {name}' if value is True else f' {name}="{escape(clean(value))}"' for name, value in given.items()
-    )
-    end = '' if _name in ('meta', 'link', 'img', 'br') else f'</{_name}>'
-    return Html(f'<{_name}{named}>{html(*inside) if end else ""}{end}' + '\n' * (_name not in _INLINE))
-
-
-# %% ../../nbs/evidence/41_page.ipynb #0cc89da8
-def table(
-    heads: Sequence,  # Of the columns
-    rows: Iterable[Sequence],  # Each a list of cells: an `Html` that is a cell already, or what goes into one
-    caption: str = '',
-    row_heads: int = 1,  # Cells at the beginning of a row that are its headings
-) -> Html:
-    "A table in a box that scrolls."
-
-    def cell(i, value):
-        if isinstance(value, Html) and value.startswith('<td'):
-            return value
-        return tag('th', value, scope='row') if i < row_heads else tag('td', value)
-
-    body = tag('tbody', [tag('tr', [cell(i, v) for i, v in enumerate(row)]) for row in rows])
-    return scrolling(tag('table', caption_tag(caption), head_row(heads), body), caption or 'Table')
-
-
-def scrolling(table_tag: Html, name: str) -> Html:
-    "A table in a box of its own."
-    return tag('div', table_tag, class_='scroll', tabindex=0, role='region', aria_label=name)
-
-
-def caption_tag(text: str) -> Html | None:
-    return tag('caption', tag('span', text)) if text else None
-
-
-def head_row(names: Sequence) -> Html:
-    return tag('thead', tag('tr', [tag('th', name, scope='col') for name in names]))
-
-
-def quoted(text, name: str = 'div') -> Html:
-    "A text that a model, or a task, wrote."
-    return tag(name, text, class_='quoted', dir='auto')
-
-
-# %% ../../nbs/evidence/41_page.ipynb #19718255
-def section(_id: str, title, *inside) -> Html:
-    return tag('section', tag('h2', title), inside, id=_id)
-
-
-def aside(*inside) -> Html:
-    return tag('p', inside, class_='making')
-
-
-def nothing(text: str) -> Html:
-    return tag('p', text, class_='nothing')
+def place_of(spec: RunSpec) -> Place:
+    "The place of a run."
+    size = spec.train_fraction if spec.n_train is None else spec.n_train
+    return Place(size, spec.student, spec.rationale_weight, spec.extra, spec.n_extra)
 
 
 # %% ../../nbs/evidence/41_page.ipynb #5bce59f4
@@ -183,19 +131,30 @@ class Point:
     curve: str
     spec: RunSpec  # With seeds 0
     asked: int  # Runs there should be
-    records: tuple[dict, ...]  # That there are
+    records: tuple[dict, ...]  # Of the runs that are made
 
     @property
-    def x(self):  # where it stands in its panel: size, student, weight, added rows
-        s = self.spec
-        return s.train_fraction if s.n_train is None else s.n_train, s.student, s.rationale_weight, (s.extra, s.n_extra)
+    def place(self) -> Place:
+        return place_of(self.spec)
 
     @property
-    def values(self):  # finite accuracies
+    def values(self) -> list[float]:
+        "The finite accuracies, in percent."
         name = 'validation_accuracy' if self.preset == 'tune' else 'test_accuracy'
-        return [v for r in self.records if isinstance(v := r['metrics'].get(name), (int, float)) and math.isfinite(v)]
+        found = (r['metrics'].get(name) for r in self.records)
+        return [v for v in found if isinstance(v, (int, float)) and math.isfinite(v)]
 
 
+# %% ../../nbs/evidence/41_page.ipynb #d7af9bc6
+def records_by_point(specs: Sequence[RunSpec], found: dict[str, dict]) -> dict[RunSpec, list[dict | None]]:
+    "The records of specs, where those that differ in nothing but seeds stand together."
+    alike = {}
+    for s in specs:
+        alike.setdefault(replace(s, seed=0, subset_seed=0), []).append(found.get(canonical_json(asdict(s))))
+    return alike
+
+
+# %% ../../nbs/evidence/41_page.ipynb #0bbd8b46
 def points_of(
     figure: str,  # One of `grids.FIGURES`
     preset: str,  # One of `grids.PUBLISHED`
@@ -205,51 +164,56 @@ def points_of(
     points = []
     for panel, curves in grid(figure, preset).items():
         for curve, specs in curves.items():
-            alike = {}
-            for s in specs:
-                alike.setdefault(replace(s, seed=0, subset_seed=0), []).append(found.get(canonical_json(asdict(s))))
-            points += [
-                Point(preset, panel, curve, s, len(some), tuple(filter(None, some))) for s, some in alike.items()
-            ]
+            for spec, records in records_by_point(specs, found).items():
+                points.append(Point(preset, panel, curve, spec, len(records), tuple(r for r in records if r)))
     return points if any(p.records for p in points) else []
 
 
-# %% ../../nbs/evidence/41_page.ipynb #5087b457
-def number_cell(figure: str, p: Point | None) -> Html:
-    "Mean, standard error and n of a point."
-    if p is None or not p.records:
-        return tag('td', class_='none')
-    n, keys = len(p.values), ' '.join(r['key'][:8] for r in p.records)
+# %% ../../nbs/evidence/41_page.ipynb #d44e1456
+def mean_text(values: Sequence[float]) -> str:  # In percent
+    "Mean ± standard error, as tables show it."
+    if not values:
+        return 'no number'
+    mean, _, error = mean_interval(values)
+    return f'{mean:.1f}' if len(values) == 1 else f'{mean:.1f} ± {error:.1f}'
+
+
+def gaps_text(p: Point) -> str:
+    "What a point lacks."
+    gaps = {'without a number': len(p.records) - len(p.values), 'missing': p.asked - len(p.records)}
+    return ', '.join(f'{count} {what}' for what, count in gaps.items() if count)
+
+
+# %% ../../nbs/evidence/41_page.ipynb #7901d2c7
+def number_attributes(figure: str, p: Point) -> dict:
+    "A point as attributes of its cell: place, keys of the runs, mean and error with four digits."
+    n, place, keys = len(p.values), p.place, ' '.join(r['key'][:8] for r in p.records)
     mean, _, error = mean_interval(p.values) if n else (math.nan,) * 3
-    shown = 'no number' if not n else f'{mean:.1f}' if n == 1 else f'{mean:.1f} ± {error:.1f}'
-    lost = ', '.join(
-        f'{count} {what}'
-        for count, what in ((len(p.records) - n, 'without a number'), (p.asked - len(p.records), 'missing'))
-        if count
-    )
-    size, student, weight, (extra, n_extra) = p.x
-    where = dict(
-        data_figure=figure,
-        data_preset=p.preset,
-        data_panel=p.panel,
-        data_curve=p.curve,
-        data_x=size,
-        data_student=student,
-        data_weight=weight,
-        data_extra=f'{extra} {n_extra or "all"}' if extra else None,
-    )
-    return tag(
-        'td',
-        shown,
-        tag('small', f' ({n})', f' {lost}' if lost else None),
-        **where,
-        class_='lost' if lost else None,
-        title=f'runs {keys}',
-        data_runs=keys,
-        data_n=n,
-        data_mean=f'{mean:.4f}' if n else None,
-        data_error=f'{error:.4f}' if n > 1 else None,
-    )
+    return {
+        'class': 'lost' if gaps_text(p) else None,
+        'title': f'runs {keys}',
+        'data-figure': figure,
+        'data-preset': p.preset,
+        'data-panel': p.panel,
+        'data-curve': p.curve,
+        'data-x': place.size,
+        'data-student': place.student,
+        'data-weight': place.weight,
+        'data-extra': f'{place.extra} {place.n_extra or "all"}' if place.extra else None,
+        'data-runs': keys,
+        'data-n': n,
+        'data-mean': f'{mean:.4f}' if n else None,
+        'data-error': f'{error:.4f}' if n > 1 else None,
+    }
+
+
+# %% ../../nbs/evidence/41_page.ipynb #5087b457
+def number_cell(figure: str, p: Point | None) -> Cell:
+    "Mean, standard error and n of a point; an empty cell where there is no record."
+    if p is None or not p.records:
+        return Cell('', attributes={'class': 'none'})
+    small = f'({len(p.values)}) {gaps_text(p)}'.strip()
+    return Cell(mean_text(p.values), small, number_attributes(figure, p))
 
 
 # %% ../../nbs/evidence/41_page.ipynb #3ce685d5
@@ -266,91 +230,143 @@ def curve_name(curve: str) -> str:
     return f'{LOOKS[method].name}, start {start!r}' if method in LOOKS else curve
 
 
-def place(p: Point) -> tuple[str, str, str, str]:  # As `PLACE`
-    "Where a point stands, in words."
-    size, _, weight, (extra, n_extra) = p.x
-    n = sorted({r['metrics']['n_train'] for r in p.records})
-    share = f'{100 * (size or 1):g}%' + ('' if extra else f' ({n[0]:,}{f" to {n[-1]:,}" if len(n) > 1 else ""})')
-    added = f'{n_extra or "all"} of {extra}' if extra else 'none'
-    return (
-        f'{size:,}' if p.spec.n_train else share,
-        short_number(p.records[0]['metrics']['parameters']),
-        f'{weight:g}',
-        added,
-    )
+# %% ../../nbs/evidence/41_page.ipynb #d8134495
+def range_text(values) -> str:
+    "Numbers as the one that they all are, or as the least and the greatest; empty where there are none."
+    if not values:
+        return ''
+    least, most = min(values), max(values)
+    return f'{least:,}' if least == most else f'{least:,} to {most:,}'
 
 
-PLACE = ('Training examples', "Student's parameters", 'Weight of the rationale task', 'Rows added')
+def size_text(p: Point) -> str:
+    "A point's training examples; where they are a share of all, both."
+    if p.spec.n_train:
+        return f'{p.place.size:,}'
+    share = f'{100 * (p.place.size or 1):g}%'
+    return share if p.place.extra else f'{share} ({range_text([r["metrics"]["n_train"] for r in p.records])})'
+
+
+# %% ../../nbs/evidence/41_page.ipynb #15d38ef7
+PLACE_HEADS = ('Training examples', "Student's parameters", 'Weight of the rationale task', 'Rows added')
+USUAL_PLACE = (None, None, '1', 'none')  # Not worth a column where all points of a table have it
+
+
+def place_texts(p: Point) -> tuple[str, str, str, str]:  # As `PLACE_HEADS`
+    "Where a point stands, for readers."
+    place = p.place
+    added = f'{place.n_extra or "all"} of {place.extra}' if place.extra else 'none'
+    return size_text(p), short_number(p.records[0]['metrics']['parameters']), f'{place.weight:g}', added
+
+
+def telling_columns(places: Sequence[tuple]) -> list[int]:  # Of what `place_texts` gives, one for each point
+    "Which columns of `PLACE_HEADS` a table needs."
+    return [i for i, usual in enumerate(USUAL_PLACE) if {texts[i] for texts in places} != {usual}]
+
+
+# %% ../../nbs/evidence/41_page.ipynb #9f8e7011
+Places = dict[tuple[str, Place], dict[str, Point]]  # (panel, place) -> curve -> point
+
+
+def by_place(points: Sequence[Point]) -> Places:
+    "Points that have records, by where they stand."
+    places = {}
+    for p in points:
+        if p.records:
+            places.setdefault((p.panel, p.place), {})[p.curve] = p
+    return places
+
+
+# %% ../../nbs/evidence/41_page.ipynb #65c96f92
+def table_groups(places: Places) -> list[Places]:
+    "The places of each table: a panel's; those that are alone in their panel come last and together."
+    count = Counter(panel for panel, _ in places)
+    groups, alone = {}, {}
+    for (panel, place), curves in places.items():
+        group = alone if count[panel] == 1 else groups.setdefault(panel, {})
+        group[panel, place] = curves
+    return [*groups.values(), alone] if alone else [*groups.values()]
+
+
+# %% ../../nbs/evidence/41_page.ipynb #275e1ba2
+def table_by_place(places: Places, cells: list[list[Cell]], caption: str) -> Table:
+    "A row for each place of one panel, a column for each curve."
+    where = [place_texts(next(iter(curves.values()))) for curves in places.values()]
+    told = telling_columns(where)
+    heads = [PLACE_HEADS[i] for i in told] + [curve_name(c) for c in curves_of(places)]
+    rows = [[*(w[i] for i in told), *row] for w, row in zip(where, cells, strict=True)]
+    return make_table(heads, rows, caption, len(told))
+
+
+def curves_of(places: Places) -> list[str]:
+    "The curves that have a point at some place."
+    return list(dict.fromkeys(c for curves in places.values() for c in curves))
+
+
+# %% ../../nbs/evidence/41_page.ipynb #b7e8ba1b
+def table_by_curve(places: Places, cells: list[list[Cell]], caption: str) -> Table:
+    "A row for each curve, a column for each place, whose heading says its panel."
+    where = [place_texts(next(iter(curves.values()))) for curves in places.values()]
+    told = telling_columns(where)
+    heads = ['']
+    for (panel, _), words in zip(places, where, strict=True):
+        heads.append(Cell(panel_name(panel), ', '.join(f'{PLACE_HEADS[i].lower()}: {words[i]}' for i in told)))
+    columns = zip(*cells, strict=True)
+    rows = [[curve_name(c), *column] for c, column in zip(curves_of(places), columns, strict=True)]
+    return make_table(heads, rows, caption)
+
+
+# %% ../../nbs/evidence/41_page.ipynb #c5861de7
+def number_table(figure: str, places: Places) -> Table:
+    "The numbers at some places."
+    cells = [[number_cell(figure, curves.get(c)) for c in curves_of(places)] for curves in places.values()]
+    split = 'Validation' if figure == 'tuning' else 'Test'
+    caption = f'{split} accuracy in percent, mean ± standard error (n)'
+    panels = list(dict.fromkeys(panel for panel, _ in places))
+    if len(panels) > 1:
+        return table_by_curve(places, cells, caption)
+    draw = table_by_place if len(places) > 1 else table_by_curve
+    return draw(places, cells, f'{panel_name(panels[0])}. {caption}')
 
 
 # %% ../../nbs/evidence/41_page.ipynb #2d7702cb
 def number_tables(
     figure: str,
     points: Sequence[Point],  # Of one preset
-) -> list[Html]:
+) -> list[Table]:
     "The numbers of a figure."
-    panels = {}
-    for p in points:
-        if p.records:
-            panels.setdefault(p.panel, {}).setdefault(p.x, {})[p.curve] = p
-    alone = [(panel, x) for panel, places in panels.items() for x in places if len(places) == 1]
-    groups = [[(panel, x) for x in places] for panel, places in panels.items() if len(places) > 1] + [alone] * bool(
-        alone
-    )
-    return [_numbers(figure, {key: panels[key[0]][key[1]] for key in group}) for group in groups]
-
-
-def _numbers(figure, places):  # (panel, x) -> curve -> point
-    curves, many = (
-        list(dict.fromkeys(c for some in places.values() for c in some)),
-        len({panel for panel, _ in places}) > 1,
-    )
-    where = [place(next(iter(some.values()))) for some in places.values()]
-    told = [
-        i for i, name in enumerate(PLACE) if i < 2 or len({w[i] for w in where}) > 1 or where[0][i] not in ('1', 'none')
-    ]
-    caption = '' if many else f'{panel_name(next(iter(places))[0])}. '
-    caption += f'{"Validation" if figure == "tuning" else "Test"} accuracy in percent, mean ± standard error (n)'
-    cells = [[number_cell(figure, some.get(c)) for c in curves] for some in places.values()]
-    if len(places) > 1 and not many:
-        heads = [*(PLACE[i] for i in told), *map(curve_name, curves)]
-        return table(heads, [[*(w[i] for i in told), *row] for w, row in zip(where, cells)], caption, len(told))
-    heads = [
-        html(panel_name(panel), tag('small', ', '.join(f'{PLACE[i].lower()}: {w[i]}' for i in told)))
-        for (panel, _), w in zip(places, where)
-    ]
-    return table(['', *heads], [[curve_name(c), *column] for c, column in zip(curves, zip(*cells))], caption)
+    return [number_table(figure, places) for places in table_groups(by_place(points))]
 
 
 # %% ../../nbs/evidence/41_page.ipynb #fa42986c
-def image(path: Path, alt: str) -> Html:
-    "A figure as an image within the page."
+@dataclass(frozen=True)
+class Picture:
+    "An image as the page holds it."
+
+    source: str  # A data URL
+    width: float  # CSS pixels at the size that it was drawn for
+
+
+def picture(path: Path) -> Picture:  # Of an svg, or of a png of 200 dots an inch
+    "A figure's image."
     data = path.read_bytes()
     if path.suffix == '.svg':
-        data, kind = re.sub(rb"'DejaVu Sans'(?!,)", b"'DejaVu Sans', Verdana, sans-serif", data), 'svg+xml'
-        found = re.search(rb'<svg[^>]* width="([\d.]+)pt"', data)
-        wide = float(found[1]) * 4 / 3 if found else 600
+        kind, data = 'svg+xml', re.sub(rb"'DejaVu Sans'(?!,)", b"'DejaVu Sans', Verdana, sans-serif", data)
+        points = re.search(rb'<svg[^>]* width="([\d.]+)pt"', data)
+        width = float(points[1]) * 4 / 3 if points else 600
     else:
-        kind, wide = 'png', struct.unpack('>I', data[16:20])[0] * 96 / 200
-    source = f'data:image/{kind};base64,{base64.b64encode(data).decode()}'
-    return tag(
-        'div',
-        tag('img', src=source, alt=alt, style=f'min-width:{0.77 * wide:.0f}px;max-width:{1.3 * wide:.0f}px'),
-        class_='card',
-        tabindex=0,
-        role='region',
-        aria_label='Figure',
-    )
+        kind, width = 'png', struct.unpack('>I', data[16:20])[0] * 96 / 200
+    return Picture(f'data:image/{kind};base64,{base64.b64encode(data).decode()}', width)
 
 
+# %% ../../nbs/evidence/41_page.ipynb #6d2e896d
 def images_of(figure: str, reports: Path) -> list[Path]:
     "A figure's images, one for each stem: svg, or png where there is none."
-    found = {
-        p.stem: p
-        for suffix in ('png', 'svg')
-        for p in sorted((Path(reports) / 'figures').glob(f'{figure}*.{suffix}'))
-        if re.fullmatch(f'{figure}(_.+)?', p.stem)
-    }
+    found = {}
+    for suffix in ('png', 'svg'):
+        for path in sorted((Path(reports) / 'figures').glob(f'{figure}*.{suffix}')):
+            if re.fullmatch(f'{figure}(_.+)?', path.stem):
+                found[path.stem] = path
     return [found[stem] for stem in sorted(found)]
 
 
@@ -362,411 +378,441 @@ SCALES = {  # preset -> its name, what it is
     ),
     'standin': (
         'e-SNLI, stand-in rows',
-        "real e-SNLI with PaLM 540B's recorded rationales; validation rows stand in for the training rows, students start from random weights",
+        "real e-SNLI with PaLM 540B's recorded rationales; validation rows stand in for the training rows, "
+        'students start from random weights',
     ),
     'prefix': (
         'Embedded benchmark, five seeds',
-        'generated tasks, students of 0.2 million parameters from random weights, a simulated teacher; the study of where the task is named',
+        'generated tasks, students of 0.2 million parameters from random weights, a simulated teacher; '
+        'the study of where the task is named',
     ),
     'tune': ('Choice of settings', 'the embedded benchmark, on four seeds that no other figure uses'),
     'paper': ("The paper's scale", "the paper's four datasets, pretrained T5 of 220M to 11B parameters"),
 }
 
 
-def _range(values):
-    return (
-        ''
-        if not values
-        else f'{min(values):,}'
-        if min(values) == max(values)
-        else f'{min(values):,} to {max(values):,}'
+# %% ../../nbs/evidence/41_page.ipynb #6c21afc0
+def panel_note(panel: str, points: Sequence[Point]) -> dict:
+    "What to know about a figure's dataset."
+    runs = [r for p in points for r in p.records]
+    asked = {r['metrics']['n_test'] for r in runs}
+    return dict(
+        name=panel_name(panel),
+        questions=range_text(asked),
+        error=f'{50 / math.sqrt(min(asked)):.1f}',
+        chance=range_text({round(r['metrics'].get('majority_accuracy', math.nan), 1) for r in runs}),
+        n=range_text({len(p.values) for p in points}),
+        teacher=next((r['teacher'] for r in runs if r.get('teacher')), 'none'),
+        rows=runs[0].get('stand_in') or '',
     )
 
 
-def panel_notes(points: Sequence[Point]) -> Html:
-    "What to know about each dataset of a figure."
-    by_panel = {}
+# %% ../../nbs/evidence/41_page.ipynb #828828c5
+def panel_notes(points: Sequence[Point]) -> list[dict]:
+    "A note for each dataset of a figure."
+    panels = {}
     for p in points:
         if p.records:
-            by_panel.setdefault(p.panel, []).append(p)
-    return tag('ul', [_panel_note(panel, some) for panel, some in by_panel.items()], class_='notes')
+            panels.setdefault(p.panel, []).append(p)
+    return [panel_note(panel, some) for panel, some in panels.items()]
 
 
-def _panel_note(panel, points):
-    runs = [r for p in points for r in p.records]
-    asked, chance = (
-        {r['metrics']['n_test'] for r in runs},
-        {round(r['metrics'].get('majority_accuracy', math.nan), 1) for r in runs},
-    )
-    note = (
-        f': {_range(asked)} test questions (sampling error of one accuracy: at most {50 / math.sqrt(min(asked)):.1f} points), always the commonest label {_range(chance)}%, '
-        f'n = {_range({len(p.values) for p in points})} a point, teacher: '
-    )
-    teacher, rows = next((r['teacher'] for r in runs if r.get('teacher')), 'none'), runs[0].get('stand_in')
-    return tag(
-        'li', tag('b', panel_name(panel)), note, tag('bdi', teacher), '. ', tag('bdi', f'{rows}.') if rows else None
-    )
-
-
-def making(figure: str, preset: str, points: Sequence[Point]) -> Html:
+# %% ../../nbs/evidence/41_page.ipynb #17252c29
+def making(figure: str, preset: str, points: Sequence[Point]) -> dict:
     "How a figure is made again and how long that takes."
     runs = list({r['key']: r for p in points for r in p.records}.values())
-    devices = ' and '.join(sorted({'GPU' if 'cuda' in str(r['provenance'].get('device')) else 'CPU' for r in runs}))
-    machines = '; '.join(sorted({(r['provenance'].get('machine') or {}).get('processor') or 'unknown' for r in runs}))
-    seeds = ', '.join(map(str, sorted({r['spec']['seed'] for r in runs})))
-    missing = sum(p.asked - len(p.records) for p in points)
-    minutes = (
-        f'{sum(r["time"]["seconds"] for r in runs) / 60:.1f} {devices} minutes of training as recorded (one core each: '
-    )
-    return aside(
-        tag('code', f'dsbs reproduce {figure} --preset {preset}'),
-        f': {len(runs)} runs, {minutes}',
-        tag('bdi', machines),
-        '), runs that other figures share included. ',
-        f'Seeds {seeds}; each draws its own subset.',
-        tag('strong', f' {missing} runs of this figure have no record yet.') if missing else None,
+    devices = {'GPU' if 'cuda' in str(r['provenance'].get('device')) else 'CPU' for r in runs}
+    machines = {(r['provenance'].get('machine') or {}).get('processor') or 'unknown' for r in runs}
+    return dict(
+        command=f'dsbs reproduce {figure} --preset {preset}',
+        runs=len(runs),
+        minutes=f'{sum(r["time"]["seconds"] for r in runs) / 60:.1f}',
+        devices=' and '.join(sorted(devices)),
+        machines='; '.join(sorted(machines)),
+        seeds=', '.join(map(str, sorted({r['spec']['seed'] for r in runs}))),
+        missing=sum(p.asked - len(p.records) for p in points),
     )
 
 
 # %% ../../nbs/evidence/41_page.ipynb #dcf5ab06
 def published_numbers() -> dict:  # tables, reproductions, choices
-    "What `claims` holds of the paper's numbers, of others' and of what the paper leaves open."
+    "The paper's numbers, those of others, and what the paper leaves open."
     return dict(tables=PAPER_TABLES, reproductions=REPRODUCTIONS, choices=OPEN_CHOICES)
 
 
-def _two(value):
-    return '' if value is None else f'{value:,}' if isinstance(value, int) else f'{value:.2f}'
+def two_digits(value: float | None) -> str:
+    "An accuracy as the paper prints it; a count as it is; empty for None."
+    if value is None:
+        return ''
+    return f'{value:,}' if isinstance(value, int) else f'{value:.2f}'
 
 
-def paper_numbers(
-    figure: str, tables: dict[str, dict]
-) -> Html:  # figure -> curve -> panel -> accuracy in percent; for Table 3 splits and rows
-    "The paper's numbers for a figure, or that there are none."
-    rows, where = tables.get(figure), FIGURES[figure].where
-    if not rows:
-        return aside(
-            'Not in the paper.'
-            if not where
-            else _NO_POINTS
-            if where.startswith('Figure')
-            else 'Its numbers in the paper are not at hand.'
-        )
-    panels = list(dict.fromkeys(p for some in rows.values() for p in some))
+# %% ../../nbs/evidence/41_page.ipynb #d1312bea
+def paper_table(
+    figure: str,
+    tables: dict[str, dict],  # figure -> curve -> panel -> accuracy in percent; for Table 3 splits and rows
+) -> Table | None:
+    "The paper's numbers for a figure."
+    if not tables.get(figure):
+        return None
+    panels = list(dict.fromkeys(panel for some in tables[figure].values() for panel in some))
+    rows = [[curve_name(c), *(two_digits(some.get(p)) for p in panels)] for c, some in tables[figure].items()]
     what = (
         'rows of the datasets'
         if figure == 'table3_datasets'
-        else 'test accuracy in percent, mean of four runs; pretrained T5-Base of 220M parameters, all training rows, human labels'
+        else 'test accuracy in percent, mean of four runs; '
+        'pretrained T5-Base of 220M parameters, all training rows, human labels'
     )
-    return table(
-        ['', *map(panel_name, panels)],
-        [[curve_name(c), *(_two(some.get(p)) for p in panels)] for c, some in rows.items()],
-        f"The paper's {where}: {what}",
-    )
+    return make_table(['', *map(panel_name, panels)], rows, f"The paper's {FIGURES[figure].where}: {what}")
 
 
-_NO_POINTS = "The paper's figures are pictures: the values of their points were never published, so none stand here."
+# %% ../../nbs/evidence/41_page.ipynb #dd1bad46
+def paper_remark(figure: str) -> str:
+    "Why the paper's numbers for a figure do not stand here."
+    where = FIGURES[figure].where
+    if not where:
+        return 'Not in the paper.'
+    if where.startswith('Figure'):
+        return "The paper's figures are pictures: the values of their points were never published, so none stand here."
+    return 'Its numbers in the paper are not at hand.'
 
 
-def others_numbers(
-    figure: str, reproductions: Sequence[dict]
-) -> Html | None:  # Each with source, basis, method, accuracy (panel -> percent), fractions (panel -> share -> percent)
+# %% ../../nbs/evidence/41_page.ipynb #68f304f3
+def others_table(
+    reproductions: Sequence[dict],  # Each with source, basis and method
+    numbers: Sequence[dict],  # Of each reproduction: column -> accuracy in percent
+    names: dict,  # column -> its heading
+    caption: str,
+) -> Table:
+    "What others measured, a row for each of them."
+    rows = []
+    for r, some in zip(reproductions, numbers, strict=True):
+        source = Cell(f'{r["source"]}: {curve_name(r["method"])}', r['basis'])
+        rows.append([source, *(two_digits(some.get(x)) for x in names)])
+    return make_table(['', *names.values()], rows, caption)
+
+
+# %% ../../nbs/evidence/41_page.ipynb #d8665f59
+def others_by_share(panel: str, reproductions: Sequence[dict]) -> Table:
+    "Accuracy that others measured by share of the training rows, on one panel."
+    some = [r for r in reproductions if panel in r['fractions']]
+    shares = dict.fromkeys(x for r in some for x in r['fractions'][panel])
+    caption = f'{panel_name(panel)}: test accuracy in percent by share of the training rows'
+    return others_table(some, [r['fractions'][panel] for r in some], {x: f'{x:.0%}' for x in shares}, caption)
+
+
+# %% ../../nbs/evidence/41_page.ipynb #88463a6f
+def others_tables(
+    figure: str,
+    reproductions: Sequence[
+        dict
+    ],  # As `others_table`; accuracy: panel -> percent; fractions: panel -> share -> percent
+) -> list[Table]:
     "Independent reproductions, where they fit a figure."
     if figure not in ('fig4_data_size_human', 'table1_teachers', 'table2_training_format') or not reproductions:
-        return None
-    tables = [
-        _others(
-            reproductions,
-            lambda r: r['accuracy'],
-            panel_name,
-            'Test accuracy in percent on all training rows, as others published it',
-        )
-    ]
-    for panel in dict.fromkeys(p for r in reproductions for p in r['fractions']) if figure.startswith('fig4') else ():
-        some = [r for r in reproductions if panel in r['fractions']]
-        tables.append(
-            _others(
-                some,
-                lambda r: r['fractions'][panel],
-                '{:.0%}'.format,
-                f'{panel_name(panel)}: test accuracy in percent by share of the training rows',
-            )
-        )
-    return tag('details', tag('summary', 'Independent reproductions'), tables)
-
-
-def _others(reproductions, numbers, name, caption):
-    columns = list(dict.fromkeys(x for r in reproductions for x in numbers(r)))
-    rows = [
-        [
-            html(f'{r["source"]}: {curve_name(r["method"])}', tag('small', f' {r["basis"]}')),
-            *(_two(numbers(r).get(x)) for x in columns),
-        ]
-        for r in reproductions
-    ]
-    return table(['', *map(name, columns)], rows, caption)
+        return []
+    panels = dict.fromkeys(panel for r in reproductions for panel in r['accuracy'])
+    caption = 'Test accuracy in percent on all training rows, as others published it'
+    names = {panel: panel_name(panel) for panel in panels}
+    tables = [others_table(reproductions, [r['accuracy'] for r in reproductions], names, caption)]
+    if figure == 'fig4_data_size_human':
+        shared = dict.fromkeys(panel for r in reproductions for panel in r['fractions'])
+        tables += [others_by_share(panel, reproductions) for panel in shared]
+    return tables
 
 
 # %% ../../nbs/evidence/41_page.ipynb #63988c80
-def dataset_sizes(found: dict[str, dict]) -> Html:
+def dataset_sizes(found: dict[str, dict]) -> Table:
     "Rows of the splits trained and tested on here."
-    rows = {panel_name(name): EMBEDDED_SIZES for name in EMBEDDED}
+    splits, sizes = tuple(EMBEDDED_SIZES), {panel_name(name): EMBEDDED_SIZES for name in EMBEDDED}
     for r in found.values():
-        if r.get('stand_in') and r['spec']['train_fraction'] == 1 and r['spec']['label_source'] == 'human':
-            rows[panel_name(f'{r["spec"]["task"]}_standin')] = {
-                split: r['metrics'][f'n_{split}'] for split in ('train', 'validation', 'test')
-            }
-    cells = [
-        [
-            name,
-            *(
-                tag('td', f'{n[s]:,}', data_figure='table3_datasets', data_split=s, data_n=n[s])
-                for s in ('train', 'validation', 'test')
-            ),
-        ]
-        for name, n in rows.items()
-    ]
-    return table(['Dataset', 'train', 'validation', 'test'], cells, 'Rows of the datasets that were trained on here')
+        spec = r['spec']
+        if r.get('stand_in') and spec['train_fraction'] == 1 and spec['label_source'] == 'human':
+            sizes[panel_name(f'{spec["task"]}_standin')] = {split: r['metrics'][f'n_{split}'] for split in splits}
+    rows = []
+    for name, n in sizes.items():
+        where = {'data-figure': 'table3_datasets'}
+        rows.append([name, *(Cell(f'{n[s]:,}', '', where | {'data-split': s, 'data-n': n[s]}) for s in splits)])
+    return make_table(['Dataset', *splits], rows, 'Rows of the datasets that were trained on here')
 
 
+# %% ../../nbs/evidence/41_page.ipynb #890ff2a6
+TEMPLATES['figure'] = """
+{% from 'tables' import table %}
+{% from 'pieces' import badge, nothing %}
+<section id="{{ f.id }}">
+<h2>{{ badge(f.where or 'Beyond the paper') }} {{ f.title }}</h2>
+{% if not (f.pictures or f.measured or f.sizes) %}
+{{ nothing('No runs published yet.' if f.trains else 'Nothing published yet.') }}
+{% endif %}
+{% if f.pictures %}
+<figure>
+{% for p in f.pictures %}
+<div class="card" tabindex="0" role="region" aria-label="Figure">
+<img src="{{ p.source }}" alt="{{ f.alt }}"
+  style="min-width:{{ '%.0f' % (0.77 * p.width) }}px;max-width:{{ '%.0f' % (1.3 * p.width) }}px"></div>
+{% endfor %}
+<figcaption>Error bars are standard errors of the mean over n runs, as in the paper; a point of one run has none.
+Each run has its own random start and its own subset of the training rows.</figcaption>
+</figure>
+{% endif %}
+{% for m in f.measured %}{% include 'measured' %}{% endfor %}
+{% if f.sizes %}{{ table(f.sizes) }}{% endif %}
+{% if f.paper %}{{ table(f.paper) }}{% else %}<p class="making">{{ f.remark }}</p>{% endif %}
+{% if f.others %}
+<details><summary>Independent reproductions</summary>
+{% for t in f.others %}{{ table(t) }}{% endfor %}
+</details>
+{% endif %}
+{% if f.paper_scale_missing %}
+<p class="making">The paper's scale, pretrained T5 on its datasets, was not run here.
+<code>dsbs reproduce {{ f.id }} --preset paper --dry-run</code> lists its runs, their memory and hours.</p>
+{% endif %}
+</section>
+"""
+
+# %% ../../nbs/evidence/41_page.ipynb #4e0de856
+TEMPLATES['measured'] = """
+{% from 'tables' import table %}
+<h3>{{ m.scale }} <small>preset {{ m.preset }}</small></h3>
+<ul class="notes">
+{% for note in m.notes %}
+<li><b>{{ note.name }}</b>: {{ note.questions }} test questions (sampling error of one accuracy: at most
+{{ note.error }} points), always the commonest label {{ note.chance }}%, n = {{ note.n }} a point, teacher:
+<bdi>{{ note.teacher }}</bdi>.{% if note.rows %} <bdi>{{ note.rows }}.</bdi>{% endif %}</li>
+{% endfor %}
+</ul>
+{% for t in m.tables %}{{ table(t) }}{% endfor %}
+<p class="making"><code>{{ m.making.command }}</code>:
+{{ m.making.runs }} runs, {{ m.making.minutes }} {{ m.making.devices }} minutes of training as recorded (one core each:
+<bdi>{{ m.making.machines }}</bdi>), runs that other figures share included. Seeds {{ m.making.seeds }};
+each draws its own subset.
+{% if m.making.missing %}<strong>{{ m.making.missing }} runs of this figure have no record yet.</strong>{% endif %}
+</p>
+"""
+
+
+# %% ../../nbs/evidence/41_page.ipynb #2421ed84
+def measured_here(figure: str, preset: str, points: Sequence[Point]) -> dict:  # As the template `measured` shows it
+    "What was measured for a figure at one preset."
+    return dict(
+        scale=SCALES[preset][0],
+        preset=preset,
+        notes=panel_notes(points),
+        tables=number_tables(figure, points),
+        making=making(figure, preset, points),
+    )
+
+
+# %% ../../nbs/evidence/41_page.ipynb #03677d80
+def alt_text(figure: str, by_preset: dict[str, list[Point]]) -> str:
+    "What stands for a figure's image where it cannot be seen."
+    panels = dict.fromkeys(panel_name(p.panel) for points in by_preset.values() for p in points if p.records)
+    title = ': '.join(filter(None, (FIGURES[figure].title, ', '.join(panels))))
+    return f'{title}. The numbers stand in the tables below.'
+
+
+# %% ../../nbs/evidence/41_page.ipynb #ce12883d
 def figure_section(
     figure: str,  # One of `grids.FIGURES`
     by_preset: dict[str, list[Point]],  # From `points_of`
     reports: Path,
     found: dict[str, dict],  # From `experiments.read_results`
     published: dict,  # From `published_numbers`
-) -> Html:
+) -> dict:  # As the template `figure` shows it
     "A figure with all that belongs to it."
-    f, paper = FIGURES[figure], 'paper' in FIGURES[figure].data and 'paper' not in by_preset
-    shown, trained = (
-        _shown(figure, by_preset, reports),
-        [_measured(figure, preset, some) for preset, some in by_preset.items()],
-    )
-    empty = (
-        nothing('No runs published yet.' if f.curves else 'Nothing published yet.')
-        if not shown and not trained and figure != 'table3_datasets'
-        else None
-    )
-    sizes = dataset_sizes(found) if figure == 'table3_datasets' else None
-    return section(
-        figure,
-        html(tag('span', f.where or 'Beyond the paper', class_='where'), ' ', f.title),
-        empty,
-        shown,
-        trained,
-        sizes,
-        paper_numbers(figure, published['tables']),
-        others_numbers(figure, published['reproductions']),
-        _paper_scale(figure) if f.curves and paper else None,
-    )
-
-
-def _shown(figure, by_preset, reports):
-    panels = ', '.join(dict.fromkeys(panel_name(p.panel) for some in by_preset.values() for p in some if p.records))
-    alt = f'{FIGURES[figure].title}{": " + panels if panels else ""}. The numbers stand in the tables below.'
-    images = [image(path, alt) for path in images_of(figure, reports)]
-    said = 'Error bars are standard errors of the mean over n runs, as in the paper; a point of one run has none. Each run has its own random start and its own subset of the training rows.'
-    return tag('figure', images, tag('figcaption', said)) if images else None
-
-
-def _measured(figure, preset, points):
-    return html(
-        tag('h3', SCALES[preset][0], tag('small', f' preset {preset}')),
-        panel_notes(points),
-        number_tables(figure, points),
-        making(figure, preset, points),
-    )
-
-
-def _paper_scale(figure):
-    command = tag('code', f'dsbs reproduce {figure} --preset paper --dry-run')
-    return aside(
-        "The paper's scale, pretrained T5 on its datasets, was not run here. ",
-        command,
-        ' lists its runs, their memory and hours.',
+    f = FIGURES[figure]
+    return dict(
+        id=figure,
+        where=f.where,
+        title=f.title,
+        trains=f.curves is not None,
+        alt=alt_text(figure, by_preset),
+        pictures=[picture(path) for path in images_of(figure, reports)],
+        measured=[measured_here(figure, preset, points) for preset, points in by_preset.items()],
+        sizes=dataset_sizes(found) if figure == 'table3_datasets' else None,
+        paper=paper_table(figure, published['tables']),
+        remark=paper_remark(figure),
+        others=others_tables(figure, published['reproductions']),
+        paper_scale_missing=f.curves is not None and 'paper' in f.data and 'paper' not in by_preset,
     )
 
 
 # %% ../../nbs/evidence/41_page.ipynb #a08bbd22
-VERDICTS = {
+VERDICT_MARKS = {  # verdict -> its sign, and its kind for the style sheet
     'holds': ('✓', 'yes'),
     'does not hold': ('✗', 'no'),
     'undecided': ('?', 'maybe'),
     'not tested at this scale': ('–', 'untested'),
 }
-_UNTESTED = 'not tested at this scale'
 
 
-def verdict_mark(verdict: str) -> Html:
-    "A verdict as sign and word."
-    sign, kind = VERDICTS.get(verdict, ('?', 'maybe'))
-    return tag('span', tag('span', sign, aria_hidden='true', class_='sign'), verdict, class_=f'verdict {kind}')
+def verdict_mark(verdict: str) -> dict:
+    "A verdict as sign, kind and name."
+    sign, kind = VERDICT_MARKS.get(verdict, ('?', 'maybe'))
+    return dict(sign=sign, kind=kind, name=verdict)
 
 
-def effect_text(line: dict) -> str:
+# %% ../../nbs/evidence/41_page.ipynb #0d5629da
+def effect_text(line: dict) -> str:  # `line`: from `claims.judge`
     "Effect with unit and interval."
     effect, unit = line.get('effect'), line.get('unit') or ''
-    if effect is None or effect != effect:
+    if effect is None or math.isnan(effect):
         return '—'
-    number = lambda v: f'{round(v, 1) + 0:+.1f}'.replace('-', '−') if unit.startswith('point') else f'{v:.3g}'
-    interval = (
-        f' [{number(low)}, {number(high)}]'
-        if (low := (line.get('interval') or [None])[0]) is not None and (high := line['interval'][1]) is not None
-        else ''
-    )
-    return number(effect) + ' ' * (not unit.startswith('%')) + unit + interval
+    low, high = line.get('interval') or (None, None)
+    interval = '' if low is None or high is None else f' [{effect_number(low, unit)}, {effect_number(high, unit)}]'
+    space = '' if unit.startswith('%') else ' '
+    return f'{effect_number(effect, unit)}{space}{unit}{interval}'
 
 
-# %% ../../nbs/evidence/41_page.ipynb #21f083cf
-_COLUMNS = ('Scale', 'Data', 'Verdict', 'Effect', 'n', 'Detail')
+def effect_number(value: float, unit: str) -> str:
+    "A difference of points with its sign; any other number with three digits."
+    if not unit.startswith('point'):
+        return f'{value:.3g}'
+    return f'{round(value, 1) + 0:+.1f}'.replace('-', '−')
 
 
-def _claim_line(line):
-    values = (
-        line.get('preset', ''),
-        _data(line),
-        verdict_mark(line['verdict']),
-        effect_text(line),
-        line.get('n') or '',
-        _parts(line.get('detail') or ''),
-    )
-    cells = [
-        tag('td', value, data_label=name, dir='auto' if name == 'Detail' else None)
-        for name, value in zip(_COLUMNS, values)
-    ]
-    return tag('tr', cells, data_claim=line['id'], data_verdict=line['verdict'], data_effect=line.get('effect'))
-
-
-def _parts(detail):
-    return [
-        tag('span', part, class_='part') for part in detail.split('; ') if part
-    ]  # a line for each thing that was compared
-
-
-def _data(line):
-    return panel_name(line.get('data') or 'all')
-
-
-def _untested(lines):
-    items = [
-        tag(
-            'li',
-            f'{l.get("preset", "")}, {_data(l)}',
-            f': {l["detail"]}' if l.get('detail') else None,
-            data_claim=l['id'],
-            data_verdict=l['verdict'],
-        )
-        for l in lines
-    ]
-    return (
-        tag(
-            'tr',
-            tag(
-                'td',
-                tag('details', tag('summary', f'{_UNTESTED}: {len(lines)}'), tag('ul', items)),
-                colspan=len(_COLUMNS),
-            ),
-        )
-        if lines
-        else None
+# %% ../../nbs/evidence/41_page.ipynb #f35a64ed
+def claim_line(line: dict) -> dict:  # `line`: from `claims.judge`
+    "What the page shows of a claim's verdict on one dataset."
+    detail = line.get('detail') or ''
+    return dict(
+        preset=line.get('preset', ''),
+        data=panel_name(line.get('data') or 'all'),
+        verdict=verdict_mark(line['verdict']),
+        effect=effect_text(line),
+        n=line.get('n') or '',
+        detail=detail,
+        parts=[part for part in detail.split('; ') if part],
+        attributes={
+            'data-claim': line['id'],
+            'data-verdict': line['verdict'],
+            'data-effect': line.get('effect'),
+        },
     )
 
 
-def _claim(lines):
-    first, where = lines[0], dict(class_='where')
-    where = (
-        tag('a', first['where'], href=f'#{first["figure"]}', **where)
-        if first.get('figure') in FIGURES
-        else tag('span', first['where'], **where)
-    )
-    head = tag(
-        'tr',
-        tag('th', where, ' ', tag('span', first['text'], dir='auto'), colspan=len(_COLUMNS), scope='rowgroup'),
-        id=f'claim-{first["id"]}',
-    )
-    return tag(
-        'tbody',
-        head,
-        [_claim_line(l) for l in lines if l['verdict'] != _UNTESTED],
-        _untested([l for l in lines if l['verdict'] == _UNTESTED]),
-    )
-
-
-def claims_section(claims: Sequence[dict]) -> Html:
-    "The claims, each with a line for every preset and dataset."
+# %% ../../nbs/evidence/41_page.ipynb #5ebbe5fb
+def claims_by_id(claims: Sequence[dict]) -> list[dict]:  # Each with id, where, text, figure and lines
+    "The claims, each with its lines."
     by_id = {}
     for line in claims:
-        by_id.setdefault(line['id'], []).append(line)
-    told = (
-        'Each claim of the paper, tried on each dataset at each scale. A verdict needs 95% intervals, of differences paired over seeds, that exclude zero; one seed decides nothing. '
-        f'An effect stands with its interval. {len(by_id)} claims, {len(claims)} lines:'
-    )
-    total = tag(
-        'ul',
-        [tag('li', tag('b', str(sum(l['verdict'] == v for l in claims))), ' ', verdict_mark(v)) for v in VERDICTS],
-        class_='tally',
-    )
-    body = (
-        scrolling(
-            tag('table', head_row(_COLUMNS), [_claim(lines) for lines in by_id.values()], class_='claims'), 'Claims'
-        )
-        if by_id
-        else nothing('No claims judged yet.')
-    )
-    return section('claims', 'Does it hold?', tag('p', told), total, body)
+        figure = line.get('figure') if line.get('figure') in FIGURES else ''
+        claim = dict(id=line['id'], where=line['where'], text=line['text'], figure=figure, lines=[])
+        by_id.setdefault(line['id'], claim)['lines'].append(claim_line(line))
+    return list(by_id.values())
+
+
+# %% ../../nbs/evidence/41_page.ipynb #ce6c98ba
+TEMPLATES['claim'] = """
+{% from 'pieces' import badge, verdict %}
+{% set untested = c.lines|selectattr('verdict.kind', 'eq', 'untested')|list %}
+<tbody>
+<tr id="claim-{{ c.id }}"><th colspan="6" scope="rowgroup">{{ badge(c.where, c.figure) }}
+<span dir="auto">{{ c.text }}</span></th></tr>
+{% for l in c.lines if l not in untested %}
+<tr{{ l.attributes|xmlattr }}>
+<td data-label="Scale">{{ l.preset }}</td><td data-label="Data">{{ l.data }}</td>
+<td data-label="Verdict">{{ verdict(l.verdict) }}</td><td data-label="Effect">{{ l.effect }}</td>
+<td data-label="n">{{ l.n }}</td><td data-label="Detail" dir="auto">
+{%- for part in l.parts %}<span class="part">{{ part }}</span>{% endfor %}</td>
+</tr>
+{% endfor %}
+{% if untested %}
+<tr><td colspan="6"><details><summary>{{ untested[0].verdict.name }}: {{ untested|length }}</summary>
+<ul>
+{% for l in untested %}
+<li{{ l.attributes|xmlattr }}>{{ l.preset }}, {{ l.data }}{% if l.detail %}: {{ l.detail }}{% endif %}</li>
+{% endfor %}
+</ul></details></td></tr>
+{% endif %}
+</tbody>
+"""
+
+# %% ../../nbs/evidence/41_page.ipynb #8eca2aa9
+TEMPLATES['claims'] = """
+{% from 'tables' import scrolling %}
+{% from 'pieces' import nothing, verdict %}
+<section id="claims">
+<h2>Does it hold?</h2>
+<p>Each claim of the paper, tried on each dataset at each scale. A verdict needs 95% intervals, of differences paired
+over seeds, that exclude zero; one seed decides nothing. An effect stands with its interval.
+{{ claims|length }} claims, {{ lines }} lines:</p>
+<ul class="tally">
+{% for mark, count in tally %}<li><b>{{ count }}</b> {{ verdict(mark) }}</li>{% endfor %}
+</ul>
+{% if claims %}
+{% call scrolling('Claims') %}
+<table class="claims">
+<thead><tr>
+{% for name in ('Scale', 'Data', 'Verdict', 'Effect', 'n', 'Detail') %}<th scope="col">{{ name }}</th>{% endfor %}
+</tr></thead>
+{% for c in claims %}{% include 'claim' %}{% endfor %}
+</table>
+{% endcall %}
+{% else %}
+{{ nothing('No claims judged yet.') }}
+{% endif %}
+</section>
+"""
+
+
+# %% ../../nbs/evidence/41_page.ipynb #17d7c506
+def claims_section(claims: Sequence[dict]) -> dict:  # As the template `claims` shows it
+    "The claims, and how many lines have each verdict."
+    count = Counter(line['verdict'] for line in claims)
+    tally = [(verdict_mark(verdict), count[verdict]) for verdict in VERDICT_MARKS]
+    return dict(claims=claims_by_id(claims), lines=len(claims), tally=tally)
 
 
 # %% ../../nbs/evidence/41_page.ipynb #4bad7cc8
-def open_section(choices: Sequence[Sequence[str]]) -> Html:  # Each: what, chosen, why
+TEMPLATES['open'] = """
+{% from 'tables' import table %}
+{% from 'pieces' import nothing %}
+<section id="open">
+<h2>What the paper leaves open</h2>
+{% if choices %}{{ table(choices) }}{% else %}{{ nothing('No list published yet.') }}{% endif %}
+</section>
+"""
+
+
+# %% ../../nbs/evidence/41_page.ipynb #3a22f7d6
+def written(text: str) -> Cell:
+    "A cell with a text that somebody wrote, in whichever direction of writing."
+    return Cell(text, attributes={'dir': 'auto'})
+
+
+def open_choices(choices: Sequence[Sequence[str]]) -> Table | None:  # Each: what, chosen, why
     "What the paper does not say, and what was chosen."
-    rows = [[tag('span', text, dir='auto') for text in row] for row in choices]
-    return section(
-        'open',
-        'What the paper leaves open',
-        table(['What', 'Chosen', 'Why'], rows) if rows else nothing('No list published yet.'),
+    return (
+        make_table(['What', 'Chosen', 'Why'], [[written(text) for text in row] for row in choices]) if choices else None
     )
+
+
+# %% ../../nbs/evidence/41_page.ipynb #4671689e
+def teacher_of(record: dict) -> tuple[str, bool, str, float]:  # task, stand_in, teacher, share of false beliefs
+    "The teacher that a record's student learned from."
+    s = record['spec']
+    error = s['teacher_error'] if s['task'] in EMBEDDED else 0
+    return s['task'], bool(s['stand_in']), record.get('teacher') or '', error
 
 
 # %% ../../nbs/evidence/41_page.ipynb #53a72f18
 def teachers_of(found: dict[str, dict]) -> list[dict]:  # task, stand_in, teacher, error, quality, key
-    "Each teacher of the records, by the record that heard it about most rows."
+    "Each teacher of the records, with the record that has most rows of it."
     best = {}
     for r in found.values():
-        q, s = r.get('teacher_quality'), r['spec']
-        who = s['task'], bool(s['stand_in']), r.get('teacher') or '', s['teacher_error'] if s['task'] in EMBEDDED else 0
-        if q and (
-            who not in best or (q['labeled'], r['key']) > (best[who]['teacher_quality']['labeled'], best[who]['key'])
-        ):
-            best[who] = r
+        if r.get('teacher_quality'):
+            rival = best.get(teacher_of(r), r)
+            best[teacher_of(r)] = max(r, rival, key=lambda r: (r['teacher_quality']['labeled'], r['key']))
     return [
-        dict(task=t, stand_in=s, teacher=name, error=e, quality=r['teacher_quality'], key=r['key'])
-        for (t, s, name, e), r in sorted(best.items(), key=lambda item: item[0])
+        dict(task=task, stand_in=stand_in, teacher=name, error=error, quality=r['teacher_quality'], key=r['key'])
+        for (task, stand_in, name, error), r in sorted(best.items())
     ]
 
 
-def _teacher_row(data, teacher, q, key=None):
-    lost, words = q.get('reasons') or {}, q.get('rationale_words') or {}
-    why = tag('small', f' ({", ".join(f"{n} {reason}" for reason, n in lost.items())})') if lost else None
-    right = tag(
-        'td',
-        'unknown' if q['accuracy'] is None else f'{q["accuracy"]:.1f}',
-        data_teacher=teacher,
-        data_accuracy=q['accuracy'],
-        data_runs=key and key[:8],
-    )
-    lengths = ' / '.join(str(words.get(w, '?')) for w in ('shortest', 'median', 'longest'))
-    return [
-        data,
-        tag('span', teacher, dir='auto'),
-        f'{q["labeled"]:,}',
-        right,
-        q['disagrees'],
-        q['outside'],
-        tag('td', f'{sum(lost.values())}', why, dir='auto'),
-        lengths,
-    ]
-
-
-_TEACHER = (
+# %% ../../nbs/evidence/41_page.ipynb #86392aec
+TEACHER_HEADS = (
     'Data',
     'Teacher',
     'Rows',
@@ -778,244 +824,331 @@ _TEACHER = (
 )
 
 
-def teachers_section(found: dict[str, dict], described: Sequence[dict] = ()) -> Html:
-    "Quality of the teachers."
-    whole = [_teacher_row(f'{panel_name(d["panel"])}, {d["split"]}', d['teacher'], d) for d in described]
-    name = lambda t: t['teacher'] + (f', {t["error"]:.0%} of its beliefs false' if t['error'] else '')
-    heard = [
-        _teacher_row(panel_name(t['task'] + '_standin' * t['stand_in']), name(t), t['quality'], t['key'])
-        for t in teachers_of(found)
+# %% ../../nbs/evidence/41_page.ipynb #bb0bdc09
+def teacher_row(data: str, teacher: str, quality: dict, key: str | None = None) -> list:  # As `TEACHER_HEADS`
+    "A teacher's quality, from the record with this key."
+    reasons, words = quality.get('reasons') or {}, quality.get('rationale_words') or {}
+    why = f'({", ".join(f"{n} {reason}" for reason, n in reasons.items())})' if reasons else ''
+    accuracy = quality['accuracy']
+    where = {'data-teacher': teacher, 'data-accuracy': accuracy, 'data-runs': key and key[:8]}
+    return [
+        data,
+        written(teacher),
+        f'{quality["labeled"]:,}',
+        Cell('unknown' if accuracy is None else f'{accuracy:.1f}', attributes=where),
+        quality['disagrees'],
+        quality['outside'],
+        Cell(sum(reasons.values()), why, {'dir': 'auto'}),
+        ' / '.join(str(words.get(length, '?')) for length in ('shortest', 'median', 'longest')),
     ]
-    both = (
-        (whole, 'Whole splits'),
-        (heard, 'Training rows, as the runs were taught; of each teacher the record with most rows'),
-    )
-    tables = [table(_TEACHER, rows, caption, 2) for rows, caption in both if rows]
-    return section(
-        'teachers',
-        'The teachers',
-        tag('p', 'What teachers said, against the human labels.'),
-        tables or nothing('No record says anything of its teacher yet.'),
-    )
+
+
+# %% ../../nbs/evidence/41_page.ipynb #4ff1f408
+TEMPLATES['teachers'] = """
+{% from 'tables' import table %}
+{% from 'pieces' import nothing %}
+<section id="teachers">
+<h2>The teachers</h2>
+<p>What the teachers answer, against the human labels.</p>
+{% for t in tables %}{{ table(t) }}{% else %}{{ nothing('No record says anything of its teacher yet.') }}{% endfor %}
+</section>
+"""
+
+
+# %% ../../nbs/evidence/41_page.ipynb #7a6fa442
+def teacher_tables(
+    found: dict[str, dict],  # From `experiments.read_results`
+    described: Sequence[dict] = (),  # Of whole splits: panel, split, teacher, and what `extraction.quality` says
+) -> list[Table]:
+    "Quality of the teachers, on whole splits and on the rows that students learned from."
+    whole = [teacher_row(f'{panel_name(d["panel"])}, {d["split"]}', d['teacher'], d) for d in described]
+    heard = []
+    for t in teachers_of(found):
+        error = f', {t["error"]:.0%} of its beliefs false' if t['error'] else ''
+        panel = panel_name(t['task'] + '_standin' * t['stand_in'])
+        heard.append(teacher_row(panel, t['teacher'] + error, t['quality'], t['key']))
+    tables = {
+        'Whole splits': whole,
+        'Training rows, as the runs were taught; of each teacher the record with most rows': heard,
+    }
+    return [make_table(TEACHER_HEADS, rows, caption, 2) for caption, rows in tables.items() if rows]
 
 
 # %% ../../nbs/evidence/41_page.ipynb #5dbe7b02
 @dataclass(frozen=True)
 class Shown:
-    "A test question and what was said about it."
+    "A test question and the answers to it."
 
     task: str
     input: str
     label: str  # The human one
-    rationale: str  # The teacher's
-    said: str  # The teacher's label
+    rationale: str  # The teacher's, or why it could not be read
+    teacher_label: str
     size: int  # Training examples of the students
-    answers: dict[int, tuple]  # seed -> answer of standard finetuning, of step-by-step; None: not recorded
+    answers: dict[int, tuple]  # seed -> answers, one for each of `COMPARED`; None: not recorded
 
 
-BOTH = ('standard', 'step_by_step')
+# %% ../../nbs/evidence/41_page.ipynb #da6dc074
+COMPARED = ('standard', 'step_by_step')
 
 
-def examples_of(found: dict[str, dict]) -> list[Shown]:
-    "Questions whose answers were recorded, of embedded tasks, by students trained on few examples."
-    shown = []
-    for task, setup in SETUPS['quick']().items():
-        records = {
-            (m, s.seed): found.get(canonical_json(asdict(s))) or {}
-            for m in BOTH
-            for s in curve_of(setup, m, (setup.control,))
-        }
-        answers = {of: r['answers'] for of, r in records.items() if r.get('answers')}
-        if answers:
-            shown += _shown_of(load_task(task), setup.control, answers)
+def recorded_answers(
+    task: str, found: dict[str, dict]
+) -> dict[tuple, dict[str, str]]:  # (method, seed) -> id -> answer
+    "Answers to an embedded task's test questions, by students trained on few examples."
+    setup = SETUPS['quick']()[task]
+    answers = {}
+    for method in COMPARED:
+        for s in curve_of(setup, method, (setup.control,)):
+            answers[method, s.seed] = (found.get(canonical_json(asdict(s))) or {}).get('answers')
+    return {run: some for run, some in answers.items() if some}
+
+
+# %% ../../nbs/evidence/41_page.ipynb #328c1177
+def examples_of(task: str, found: dict[str, dict]) -> list[Shown]:  # `task`: an embedded one
+    "Questions of a task whose answers were recorded."
+    answers = recorded_answers(task, found)
+    if not answers:
+        return []
+    data, size = load_task(task), SETUPS['quick']()[task].control
+    readings, seeds, shown = teacher_rationales(data, 'test'), sorted({seed for _, seed in answers}), []
+    for row in data['test'].to_list():
+        given = {seed: tuple(answers.get((m, seed), {}).get(row['id']) for m in COMPARED) for seed in seeds}
+        read = readings[row['id']]
+        if any(answer is not None for some in given.values() for answer in some):
+            rationale = read.rationale or read.reason
+            shown.append(Shown(task, row['input'], row['label'], rationale, read.label, size, given))
     return shown
 
 
-def _shown_of(task, size, answers):  # (method, seed) -> id -> answer
-    said, seeds = teacher_rationales(task, 'test'), sorted({seed for _, seed in answers})
-    for row in task['test'].to_list():
-        given = {seed: tuple(answers.get((m, seed), {}).get(row['id']) for m in BOTH) for seed in seeds}
-        read = said[row['id']]
-        if any(a is not None for some in given.values() for a in some):
-            yield Shown(task.name, row['input'], row['label'], read.rationale or read.reason, read.label, size, given)
-
-
 # %% ../../nbs/evidence/41_page.ipynb #88bc3527
-def _answer(text, label):
+TEMPLATES['example'] = """
+{% from 'tables' import scrolling %}
+{% from 'pieces' import quoted %}
+<article class="example">
+<h3>{{ s.task }}, question {{ number }} of {{ of }}</h3>
+<dl>
+<dt>Input</dt><dd>{{ quoted(s.input) }}</dd>
+<dt>Human label</dt><dd>{{ quoted(s.label) }}</dd>
+<dt>Teacher's rationale</dt><dd>{{ quoted(s.rationale) }}</dd>
+<dt>Teacher's label</dt><dd>{{ quoted(s.teacher_label or 'none') }}</dd>
+</dl>
+{% call scrolling('Answers') %}
+<table>
+<caption><span>Answers of students trained on {{ s.size }} examples</span></caption>
+<thead><tr><th scope="col">Seed</th>{% for name in s.methods %}<th scope="col">{{ name }}</th>{% endfor %}</tr></thead>
+<tbody>
+{% for seed, answers in s.answers.items() %}
+<tr data-seed="{{ seed }}"><th scope="row">{{ seed }}</th>
+{% for a in answers %}
+{% if a %}
+<td><span aria-label="{{ a.meaning }}" role="img" class="sign">{{ a.sign }}</span> {{ quoted(a.text, 'bdi') }}</td>
+{% else %}
+<td class="none">no answer recorded</td>
+{% endif %}
+{% endfor %}
+</tr>
+{% endfor %}
+</tbody>
+</table>
+{% endcall %}
+</article>
+"""
+
+
+# %% ../../nbs/evidence/41_page.ipynb #d53fc1a6
+def example_card(s: Shown) -> dict:  # As the template `example` shows it
+    "One example, its answers marked."
+    marked = {seed: [answer_mark(text, s.label) for text in given] for seed, given in s.answers.items()}
+    return asdict(s) | dict(size=f'{s.size:,}', methods=[curve_name(m) for m in COMPARED], answers=marked)
+
+
+def answer_mark(text: str | None, label: str) -> dict | None:  # None: no answer was recorded
+    "An answer, and whether it is right."
     if text is None:
-        return tag('td', 'no answer recorded', class_='none')
+        return None
     sign, meaning = ('✓', 'right') if is_correct(text, label) else ('✗', 'wrong')
-    return tag('td', tag('span', sign, aria_label=meaning, role='img', class_='sign'), ' ', quoted(text, 'bdi'))
+    return dict(text=text, sign=sign, meaning=meaning)
 
 
-def example_card(s: Shown, number: int, of: int) -> Html:
-    "One example."
-    told = {
-        'Input': s.input,
-        'Human label': s.label,
-        "Teacher's rationale": s.rationale,
-        "Teacher's label": s.said or 'none',
-    }
-    rows = tag(
-        'tbody',
-        [
-            tag('tr', tag('th', str(seed), scope='row'), [_answer(a, s.label) for a in given], data_seed=seed)
-            for seed, given in s.answers.items()
-        ],
-    )
-    answers = tag(
-        'table',
-        caption_tag(f'Answers of students trained on {s.size:,} examples'),
-        head_row(['Seed', *map(curve_name, BOTH)]),
-        rows,
-    )
-    facts = tag('dl', [html(tag('dt', name), tag('dd', quoted(text))) for name, text in told.items()])
-    return tag(
-        'article',
-        tag('h3', f'{s.task}, question {number} of {of}'),
-        facts,
-        scrolling(answers, 'Answers'),
-        class_='example',
-    )
+# %% ../../nbs/evidence/41_page.ipynb #0173e7d2
+TEMPLATES['examples'] = """
+{% from 'pieces' import nothing %}
+<section id="examples">
+<h2>Examples</h2>
+<p>The first test questions of the embedded tasks, what the teacher says about them (the students never see this), and
+what the students answer after training. Rows of the paper's datasets are not ours to publish: they can be read with the
+data at hand.</p>
+{% if examples %}
+<div id="browser">
+{% for name, cards in examples.items() %}
+<details data-task="{{ name }}"><summary>{{ name }}</summary>
+{% for s in cards %}{% with number = loop.index, of = cards|length %}{% include 'example' %}{% endwith %}{% endfor %}
+</details>
+{% endfor %}
+</div>
+{% else %}
+{{ nothing('No answers recorded yet.') }}
+{% endif %}
+</section>
+"""
 
 
-def examples_section(found: dict[str, dict]) -> Html:
-    "The browser of examples; without script, lists to unfold."
-    by_task, lists = {}, []
-    for s in examples_of(found):
-        by_task.setdefault(panel_name(s.task), []).append(s)
-    for name, some in by_task.items():
-        lists.append(
-            tag(
-                'details',
-                tag('summary', name),
-                [example_card(s, i, len(some)) for i, s in enumerate(some, 1)],
-                data_task=name,
-            )
-        )
-    about = (
-        'The first test questions of the embedded tasks, what the teacher says about them (the students never see this), and what the students answer after training. '
-        "Rows of the paper's datasets are not ours to publish: they can be read with the data at hand."
-    )
-    return section(
-        'examples',
-        'Examples',
-        tag('p', about),
-        tag('div', lists, id='browser') if lists else nothing('No answers recorded yet.'),
-    )
+# %% ../../nbs/evidence/41_page.ipynb #91ea9c08
+def examples_by_task(found: dict[str, dict]) -> dict[str, list[dict]]:  # task's name for readers -> cards
+    "The examples of each embedded task that has any."
+    cards = {panel_name(task): [example_card(s) for s in examples_of(task, found)] for task in SETUPS['quick']()}
+    return {name: some for name, some in cards.items() if some}
 
 
 # %% ../../nbs/evidence/41_page.ipynb #625199b1
-TITLE = 'Distilling Step-by-Step, reproduced'
+def content_policy(script: str) -> str:
+    "What a browser may do on the page: show images within it, use its style, run this one script."
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    rules = [
+        "default-src 'none'",
+        'img-src data:',
+        "style-src 'unsafe-inline'",
+        f"script-src 'sha256-{digest}'",
+        "base-uri 'none'",
+        "form-action 'none'",
+    ]
+    return '; '.join(rules)
 
 
-def _head():
-    script = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
-    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{script}'; base-uri 'none'; form-action 'none'"
-    named = {'viewport': 'width=device-width, initial-scale=1', 'color-scheme': 'light dark'}
-    return tag(
-        'head',
-        tag('meta', charset='utf-8'),
-        tag('meta', http_equiv='Content-Security-Policy', content=policy),
-        [tag('meta', name=n, content=c) for n, c in named.items()],
-        tag('title', TITLE),
-        tag('link', rel='icon', href='data:,'),
-        tag('style', Html(STYLE)),
-    )
-
-
-_ABOUT = """"Distilling Step-by-Step!" (Hsieh et al., Findings of ACL 2023) trains a small T5 not only on labels but also on the reasons that a large language model gives for them, and
-reports that this beats finetuning with less data and smaller models. This page sets each claim of the paper beside what was measured here, at the scales named below. A claim about
-pretrained T5 on four datasets is neither proved nor refuted by small students on generated tasks: what a verdict is about stands beside it."""
-
-
-def _header(measured):  # figure -> preset -> points
-    used = {
-        p: {r['key']: r for by_preset in measured.values() for some in by_preset.get(p, ()) for r in some.records}
-        for p in PUBLISHED
-    }
+# %% ../../nbs/evidence/41_page.ipynb #f3f44585
+def page_facts(measured: dict[str, dict[str, list[Point]]]) -> dict[str, str]:  # `measured`: figure -> preset -> points
+    "What each preset is, how many of its runs stand on the page, and which code made the records."
+    used = {preset: {} for preset in PUBLISHED}
+    for by_preset in measured.values():
+        for preset, points in by_preset.items():
+            used[preset] |= {r['key']: r for p in points for r in p.records}
+    facts = {}
+    for preset, (name, what) in SCALES.items():
+        facts[preset] = f'{name}: {what}. {f"{len(used[preset]):,} runs." if used[preset] else "Not run here."}'
     runs = [r for some in used.values() for r in some.values()]
-    facts = {
-        preset: f'{name}: {what}. {f"{len(used[preset]):,} runs." if used[preset] else "Not run here."}'
-        for preset, (name, what) in SCALES.items()
-    }
+    if not runs:
+        return facts | {'Records': 'none published yet'}
     commits = ', '.join(sorted({(r['provenance'].get('commit') or 'unknown')[:12] for r in runs}))
-    facts['Records'] = (
-        f'made by code of commit {commits}; the newest finished {max(r["time"]["finished"] for r in runs)}'
-        if runs
-        else 'none published yet'
-    )
-    return tag(
-        'header',
-        tag('h1', TITLE),
-        tag('p', _ABOUT, class_='lead'),
-        tag('dl', [html(tag('dt', name), tag('dd', said)) for name, said in facts.items()], class_='facts'),
-    )
+    newest = max(r['time']['finished'] for r in runs)
+    return facts | {'Records': f'made by code of commit {commits}; the newest finished {newest}'}
 
 
-def _contents():
-    link = lambda to, name, more=None: tag(
-        'li', tag('a', name, tag('span', more, class_='more') if more else None, href=f'#{to}')
-    )
+# %% ../../nbs/evidence/41_page.ipynb #317d605f
+def page_contents() -> list[tuple[str, str, str]]:  # Of each section: its id, name, and what it is about
+    "The page's sections."
+    figures = [(name, f.where or f.title, f.title if f.where else '') for name, f in FIGURES.items()]
     after = {
         'open': 'What the paper leaves open',
         'teachers': 'The teachers',
         'examples': 'Examples',
         'verify': 'Verify a number',
     }
-    figures = [link(name, f.where or f.title, f.title if f.where else None) for name, f in FIGURES.items()]
-    return tag(
-        'nav',
-        tag('ul', link('claims', 'Does it hold?'), figures, [link(to, name) for to, name in after.items()]),
-        aria_label='Contents',
-    )
+    return [('claims', 'Does it hold?', ''), *figures, *((to, name, '') for to, name in after.items())]
 
 
-_VERIFY = """Each cell of a table of numbers names its runs: point at it, or read its `data-runs` in the source of the page: the first eight digits of their keys. The records are lines of
-`reports/results/*.jsonl`; a line has its `key`, its settings under `spec`, and the number under `metrics.test_accuracy` (where settings were chosen: `metrics.validation_accuracy`).
-For one run: `grep '"key":"KEY' reports/results/*.jsonl`. The mean of a cell's runs is its number; their standard deviation (with n - 1) divided by √n is its error. `dsbs verify KEY`
-makes a run again and compares all its numbers; on the same machine and versions they are the same."""
+# %% ../../nbs/evidence/41_page.ipynb #01494724
+TEMPLATES['opening'] = """
+<header>
+<h1>Distilling Step-by-Step, reproduced</h1>
+<p class="lead">"Distilling Step-by-Step!" (Hsieh et al., Findings of ACL 2023) trains a small T5 not only on labels
+but also on the reasons that a large language model gives for them, and reports that this beats finetuning with less
+data and smaller models. This page sets each claim of the paper beside what was measured here, at the scales named
+below. A claim about pretrained T5 on four datasets is neither proved nor refuted by small students on generated
+tasks: each verdict names its data and its scale.</p>
+<dl class="facts">{% for name, text in facts.items() %}<dt>{{ name }}</dt><dd>{{ text }}</dd>{% endfor %}</dl>
+</header>
+<nav aria-label="Contents">
+<ul>
+{% for to, name, about in contents %}
+<li><a href="#{{ to }}">{{ name }}{% if about %}<span class="more">{{ about }}</span>{% endif %}</a></li>
+{% endfor %}
+</ul>
+</nav>
+"""
+
+# %% ../../nbs/evidence/41_page.ipynb #dce735ad
+TEMPLATES['verify'] = """
+<footer id="verify">
+<h2>Verify a number</h2>
+<p>Each cell of a table of numbers names its runs: point at it, or read its <code>data-runs</code> in the source of
+the page: the first eight digits of their keys. The records are lines of <code>reports/results/*.jsonl</code>; a line
+has its <code>key</code>, its settings under <code>spec</code>, and the number under
+<code>metrics.test_accuracy</code> (where settings were chosen: <code>metrics.validation_accuracy</code>). For one
+run: <code>grep '"key":"KEY' reports/results/*.jsonl</code>. The mean of a cell's runs is its number; their standard
+deviation (with n - 1) divided by √n is its error. <code>dsbs verify KEY</code> makes a run again and compares all its
+numbers; on the same machine and versions they are the same.</p>
+</footer>
+"""
+
+# %% ../../nbs/evidence/41_page.ipynb #b021ef4e
+TEMPLATES['page'] = """
+<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{{ policy }}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>Distilling Step-by-Step, reproduced</title>
+<link rel="icon" href="data:,">
+<style>
+{% for part in ('colours', 'text', 'contents', 'tables', 'claims', 'examples', 'screens', 'print') %}
+{% include part ~ '.css' %}
+{% endfor %}
+</style>
+</head>
+<body>
+<div class="page">
+{% include 'opening' %}
+<main>
+{% include 'claims' %}
+{% for f in figures %}{% include 'figure' %}{% endfor %}
+{% include 'open' %}
+{% include 'teachers' %}
+{% include 'examples' %}
+</main>
+{% include 'verify' %}
+</div>
+<script>{{ script }}</script>
+</body>
+</html>
+"""
 
 
-def _footer():
-    return tag(
-        'footer',
-        tag('h2', 'Verify a number'),
-        tag('p', [tag('code', part) if i % 2 else part for i, part in enumerate(_VERIFY.split('`'))]),
-        id='verify',
-    )
+# %% ../../nbs/evidence/41_page.ipynb #9bc8d259
+def measured_figure(figure: str, found: dict[str, dict]) -> dict[str, list[Point]]:  # preset -> points
+    "What was measured for a figure at each preset that has records of it."
+    by_preset = {preset: points_of(figure, preset, found) for preset in PUBLISHED}
+    return {preset: points for preset, points in by_preset.items() if points}
 
 
 # %% ../../nbs/evidence/41_page.ipynb #a6256078
 def page_html(
     reports: Path,  # Folder of the reports, with `results` and `figures`
-    claims: Sequence[
-        dict
-    ],  # Lines with id, where, text, preset, data, verdict, effect, unit, interval, n, detail, and perhaps figure
-    described: Sequence[
-        dict
-    ] = (),  # Datasets and teachers: preset, panel, split, teacher, n, and what `extraction.quality` says
-    published: dict
-    | None = None,  # The paper's numbers and others': tables, reproductions, choices; None: those of `claims`
+    claims: Sequence[dict],  # From `claims.judge`: id, where, text, figure, preset, data, verdict, effect, ...
+    described: Sequence[dict] = (),  # From `read_described`: panel, split, teacher, and `extraction.quality`
+    published: dict | None = None,  # As `published_numbers`, which gives them when None
 ) -> str:  # The same for the same records and images
     "The report as one self-contained page."
     found, published = read_results(Path(reports) / 'results'), published or published_numbers()
-    measured = {f: {p: some for p in PUBLISHED if (some := points_of(f, p, found))} for f in FIGURES}
-    figures = [figure_section(f, some, Path(reports), found, published) for f, some in measured.items()]
-    main = tag(
-        'main',
-        claims_section(claims),
-        figures,
-        open_section(published['choices']),
-        teachers_section(found, described),
-        examples_section(found),
+    measured = {figure: measured_figure(figure, found) for figure in FIGURES}
+    script = Markup(render('browser.js'))
+    return render(
+        'page',
+        policy=content_policy(script),
+        script=script,
+        facts=page_facts(measured),
+        contents=page_contents(),
+        **claims_section(claims),
+        figures=[figure_section(f, some, reports, found, published) for f, some in measured.items()],
+        choices=open_choices(published['choices']),
+        tables=teacher_tables(found, described),
+        examples=examples_by_task(found),
     )
-    body = tag(
-        'body', tag('div', _header(measured), _contents(), main, _footer(), class_='page'), tag('script', Html(SCRIPT))
-    )
-    return '<!doctype html>\n' + tag('html', _head(), body, lang='en')
 
 
+# %% ../../nbs/evidence/41_page.ipynb #6e592ed9
 def write_page(
     reports: Path, claims: Sequence[dict], described: Sequence[dict] = (), published: dict | None = None
 ) -> Path:  # As for `page_html`

@@ -16,6 +16,7 @@ from dsbs.evidence import page as module
 from dsbs.teacher.extraction import Reading
 from dsbs.evidence.grids import FIGURES, grid, specs_of
 from dsbs.evidence.page import page_html, write_page
+from dsbs.evidence.page_style import without_controls
 from dsbs.evidence.plotting import THEME, Beside, accuracy_curves
 from dsbs.evidence.reporting import run_notebook
 from dsbs.runs.saved import model_card
@@ -348,7 +349,7 @@ def test_hostile_texts_stay_texts(tmp_path, monkeypatch):
     }
     assert not [(name, a) for name, a in parsed.tags if any(k.startswith('on') for k in a)]
     for text in HOSTILE:
-        seen = module.clean(text).replace('\r\n', '\n')
+        seen = without_controls(text).replace('\r\n', '\n')
         assert seen in parsed.text.replace('\r\n', '\n'), text[:40]
     quoted = [a for name, a in parsed.tags if a.get('class') == 'quoted']
     assert quoted and all(a['dir'] == 'auto' for a in quoted)
@@ -447,7 +448,7 @@ def look(tmp_path):
 
     def open_page(text, width, dark=False, policy=True):
         allowed = base64.b64encode(hashlib.sha256(PROBE.encode()).digest()).decode()
-        watched = text.replace('script-src &#x27;', f'script-src &#x27;sha256-{allowed}&#x27; &#x27;', 1).replace(
+        watched = text.replace('script-src &#39;', f'script-src &#39;sha256-{allowed}&#39; &#39;', 1).replace(
             '<title>', f'<script>{PROBE}</script><title>', 1
         )
         assert watched.count(allowed) == policy and watched.count(PROBE) == 1
@@ -648,7 +649,7 @@ def test_payloads_are_dead_in_the_report(tmp_path, monkeypatch, look, server):
     url, asked = server
     text = write_page(*hostile_reports(tmp_path / 'reports', monkeypatch, payloads(url))).read_text(encoding='utf-8')
     shown = Cells(text).text
-    assert all(module.clean(p).replace('\r\n', '\n') in shown for p in payloads(url)), 'each is there, as text'
+    assert all(without_controls(p).replace('\r\n', '\n') in shown for p in payloads(url)), 'each is there, as text'
     told = look(text, 1280)
     fine(told, 1280)
     dead(told, asked)
