@@ -103,6 +103,7 @@ from pathlib import Path
 
 from ..data.embedded import EMBEDDED
 from ..data.paper import PAPER
+from ..data.tasks import load_task
 from ..method.settings import SCRATCH
 from dsbs.records import (
     Folders,
@@ -1030,8 +1031,8 @@ def describe_split(
     folders: Folders | str | Path | None = None,  # See `records.find_folders`
 ) -> dict:  # n, labels, input_words, teacher, and `extraction.quality` of the teacher's answers
     "What a split holds and how good its teacher is; a `UsageError` when it is not on this machine."
-    data = find_folders(folders).data
-    task, rows, read = rows_and_readings(spec.task, split, data, spec.teacher_error, spec.stand_in, spec.data_seed)
+    task = load_task(spec.task, find_folders(folders).data, spec.stand_in, spec.data_seed)
+    rows, read = rows_and_readings(task, split, spec.teacher_error)
     words = sorted(len(r['input'].split()) for r in rows)
     return dict(
         n=len(rows),

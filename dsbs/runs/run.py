@@ -332,9 +332,7 @@ def _beside(run):  # what stands beside exact match on the test split, where it 
         return found
     try:
         whys = (
-            human_rationales(task, 'test')
-            if spec.task in EMBEDDED
-            else teacher_rationales(task, 'test', run.data.folders.data, teacher=spec.teacher)
+            human_rationales(task, 'test') if spec.task in EMBEDDED else teacher_rationales(task, 'test', spec.teacher)
         )
     except UsageError:
         return found

@@ -218,12 +218,12 @@ def _splits_to_read(spec, task):  # whose rows the teacher explains
     return tuple(s for s in task.splits if s == 'train' and (learns or for_tokenizer) or task.unlabeled(s))
 
 
-def _read(spec, task, folder):
+def _read(spec, task):
     if spec.rationales == 'human':
-        return human_rationales(task, 'train', folder)
+        return human_rationales(task, 'train')
     readings = {}
     for split in _splits_to_read(spec, task):
-        readings |= teacher_rationales(task, split, folder, spec.teacher_error, spec.teacher)
+        readings |= teacher_rationales(task, split, spec.teacher, spec.teacher_error)
     if spec.teacher and os.path.isfile(os.path.join(os.path.expanduser(spec.teacher), 'test.jsonl')):
         read_set(spec.teacher, task, 'test')  # used after training, so checked before
     return readings
@@ -234,7 +234,7 @@ def _unlabeled_rows(name, folder):  # of a task: all its rows, with the teacher'
     task = load_task(name, folder)
     examples = []
     for split in task.splits:
-        readings = teacher_rationales(task, split, folder)
+        readings = teacher_rationales(task, split)
         rows = [(row, readings[row['id']]) for row in task[split].to_list()]
         examples += [Example(row['id'], row['input'], x.label, x.rationale) for row, x in rows if x.ok]
     return tuple(examples)
@@ -262,7 +262,7 @@ def _data_settings(spec):  # a spec with these settings alone
 @lru_cache(maxsize=8)
 def _load(spec, folder):
     task = load_task(spec.task, folder, spec.stand_in, spec.data_seed)
-    readings = _read(spec, task, folder)
+    readings = _read(spec, task)
     answers = {i: [r.rationale, r.label, r.reason] for i, r in readings.items()}
     hashes = task.data_hash() | dict(teacher=hash_json(answers) if readings else '')
     extra = () if spec.extra in ('', task.name) else _unlabeled_rows(spec.extra, folder)

@@ -19,16 +19,15 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from ..data.answers import is_correct, normalise_answer
 from ..data.embedded import EMBEDDED
 from ..data.examples import Task, plain_text
 from ..data.paper import PAPER, load_rows
-from ..data.tasks import TASKS, is_task_folder, load_task
+from ..data.tasks import TASKS, load_task
 from ..records import UsageError, one_of
 from .formats import FORMATS, AnswerFormat, before_stop, find_markers, read_label
-from .recorded import TEACHER_ERROR, completions, recorded_completions, source_split, teacher_name
+from .recorded import TEACHER_ERROR, completions, recorded_completions, teacher_name
 
 
 # %% ../../nbs/teacher/16_extraction.ipynb #2075d531
@@ -145,7 +144,6 @@ def _of_marks(answer, marks, form, label_set):
 def human_rationales(
     task: Task,
     split: str,
-    data_dir: str | Path | None = None,  # Folder of the datasets; see `records.data_dir`
 ) -> dict[str, Reading]:  # id -> a person's explanation, with the human label
     "Human explanations of a split's rows; a `UsageError` where the data has none."
     if task.name in EMBEDDED:
@@ -154,9 +152,7 @@ def human_rationales(
         return {r['id']: Reading(*spec.think(facts, r['input'])) for r in task[split]}
     if task.brief or not PAPER[task.name].explanation:
         raise UsageError(f'{task.name} has no human explanations: use rationales=teacher')
-    said = {
-        r['id']: r['explanation'] for r in load_rows(task.name, source_split(task, split), task.folder, explained=True)
-    }
+    said = {r['id']: r['explanation'] for r in load_rows(task.name, task.sources[split], task.folder, explained=True)}
     return {
         r['id']: Reading(said[r['id']], r['label']) if said[r['id']] else Reading(reason='no rationale')
         for r in task[split]
@@ -195,44 +191,38 @@ def _choices(text):
 
 # %% ../../nbs/teacher/16_extraction.ipynb #6a47ae4f
 def rows_and_readings(
-    name: str,  # One of `tasks.TASKS`
-    split: str,  # For recorded data "train" is the whole file, rows held out for validation included
-    data_dir: str | Path | None = None,  # Folder of the datasets; see `records.data_dir`
+    task: Task,
+    split: str,  # Of recorded data a file is read whole, rows held out for validation included
     teacher_error: float = TEACHER_ERROR,  # Of the simulated teacher
-    stand_in: bool = False,  # The validation rows that stand in for the training rows (esnli, anli1)
-    data_seed: int = 0,  # Of an embedded task
-) -> tuple:  # What answers look like (`answer` and `label_set`), rows, and one reading for each
-    "A split and what its teacher said; of recorded data a split that has a file is read without the others."
-    task = load_task(name, data_dir, stand_in, data_seed)
-    if name in PAPER and split in PAPER[name].files and not stand_in:
-        rows, said = load_rows(name, split, task.folder), recorded_completions(name, split, data_dir)
+) -> tuple[list[dict], list[Reading]]:  # Rows with id, input and label, and what the teacher wrote about each
+    "The rows of a split beside the task's own teacher."
+    if task.name in PAPER and task.sources[split] == split and not task.note:
+        rows = load_rows(task.name, split, task.folder)
+        written = recorded_completions(task.name, split, task.folder)
     else:
-        rows, said = task[split].to_list(), completions(task, split, data_dir, teacher_error)
-    return task, rows, [read_completion(said[r['id']], FORMATS[name], task.label_set) for r in rows]
+        rows, written = task[split].to_list(), completions(task, split, teacher_error)
+    return rows, [read_completion(written[r['id']], FORMATS[task.name], task.label_set) for r in rows]
 
 
 def teacher_accuracy(
-    name: str,  # One of `tasks.TASKS`
+    task: Task,  # A built-in task
     split: str = 'test',
-    data_dir: str | Path | None = None,  # Folder of the datasets; see `records.data_dir`
     teacher_error: float = TEACHER_ERROR,  # Of the simulated teacher
 ) -> dict:  # task, split, teacher, n, correct, accuracy (percent), unreadable, reasons
     "Score the teacher's labels against the human ones (few-shot CoT)."
-    if is_task_folder(name):
-        raise UsageError(
-            f'{name}: a task of your own has no recorded teacher; the card that dsbs extract writes has the accuracy of one'
-        )
-    one_of('task', name, TASKS)
-    one_of('split', split, ('train', 'validation', 'test'))
-    task, rows, read = rows_and_readings(name, split, data_dir, teacher_error)
-    told = quality(rows, read, task)
+    if task.brief:
+        told = 'has no recorded teacher; the card that dsbs extract writes has the accuracy of one'
+        raise UsageError(f'{task.folder}: a task of your own {told}')
+    one_of('split', split, task.splits)
+    rows, readings = rows_and_readings(task, split, teacher_error)
+    found = quality(rows, readings, task)
     return dict(
-        task=name,
+        task=task.name,
         split=split,
-        teacher=teacher_name(name, teacher_error),
+        teacher=teacher_name(task.name, teacher_error),
         n=len(rows),
-        correct=told['correct'],
-        accuracy=told['accuracy'],
-        unreadable=sum(told['reasons'].values()),
-        reasons=told['reasons'],
+        correct=found['correct'],
+        accuracy=found['accuracy'],
+        unreadable=sum(found['reasons'].values()),
+        reasons=found['reasons'],
     )

@@ -62,9 +62,8 @@ from .servers import LocalModel, Server, sent_otherwise
 def teacher_rationales(
     task: Task,
     split: str,
-    data_dir: str | Path | None = None,  # Folder of the datasets; see `records.data_dir`
-    teacher_error: float = TEACHER_ERROR,  # Of the simulated teacher
     teacher: str = '',  # Folder of a rationale set; empty: the task's own teacher
+    teacher_error: float = TEACHER_ERROR,  # Of the simulated teacher
 ) -> dict[str, Reading]:  # id -> what its teacher said
     "What the teacher said about each row of a split."
     if teacher:
@@ -73,7 +72,7 @@ def teacher_rationales(
         raise UsageError(
             f'{task.name}: a task of your own has no recorded teacher: ask one with dsbs extract, then name its folder with teacher=FOLDER'
         )
-    said = completions(task, split, data_dir, teacher_error)
+    said = completions(task, split, teacher_error)
     return {i: read_completion(text, FORMATS[task.name], task.label_set) for i, text in said.items()}
 
 

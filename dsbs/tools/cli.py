@@ -140,9 +140,10 @@ def _status(args):
 
 
 def _teacher(args):
+    from dsbs.data.tasks import load_task
     from dsbs.teacher.extraction import teacher_accuracy
 
-    return teacher_accuracy(args.task, args.split, args.data_dir)
+    return teacher_accuracy(load_task(args.task, args.data_dir), args.split)
 
 
 def _extract(args):

@@ -4,6 +4,7 @@ import contextlib
 import random
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from dsbs.data.answers import EquationError, equation_value, is_correct
 from dsbs.data.paper import PAPER
+from dsbs.data.tasks import load_task
 from dsbs.records import hash_json
 from dsbs.teacher.extraction import read_completion, teacher_accuracy
 from dsbs.teacher.formats import FORMATS, answer_format
@@ -504,9 +506,9 @@ def test_recorded_completions_read_as_ever(recorded):
         cqa=('train', 'test'), svamp=('train', 'test'), anli1=('validation',), esnli=('validation',)
     ).items():
         for split in splits:
-            seen = teacher_accuracy(name, split, recorded)
+            seen = teacher_accuracy(load_task(name, recorded), split)
             counts[name, split] = seen['correct'], seen['n'], seen['unreadable']
-            said = recorded_completions(name, split, recorded)
+            said = recorded_completions(name, split, Path(recorded) / name)
             read += [
                 [i, r.rationale, r.label, r.reason]
                 for i, text in said.items()
