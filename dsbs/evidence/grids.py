@@ -936,9 +936,9 @@ def find_or_make(
     if preset == 'recorded':
         return found
     folders = find_folders(folders)
-    found = {s: r for s, r in found.items() if r and r['key'] == run_key(s, folders.data)}
+    found = {s: r for s, r in found.items() if r and r['key'] == run_key(s, folders)}
     todo = [s for s in specs if s not in found]
-    made = run_all(todo, folders.data, folders.runs, workers=workers, retry_failed=retry_failed)
+    made = run_all(todo, folders, workers, retry_failed)
     return found | dict(zip(todo, made, strict=True))
 
 
