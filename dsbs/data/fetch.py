@@ -22,6 +22,7 @@ __all__ = [
     'download',
     'unpack',
     'read_asdiv',
+    'words_of_problem',
     'place_asdiv',
     'read_notes',
     'file_state',
@@ -335,14 +336,18 @@ def read_asdiv(path: Path) -> list[dict]:  # Body, Question, Formula, Answer
 
 
 # %% ../../nbs/data/08_fetch.ipynb #0b0bd251
+def words_of_problem(row: dict) -> str:
+    "The different words of a problem, sorted."
+    return ' '.join(sorted(set(re.findall(r'[^\W\d]+', f'{row["Body"]} {row["Question"]}'.casefold()))))
+
+
 def place_asdiv(
     path: Path,  # ASDiv.xml
     folder: Path,  # The data folder
 ) -> tuple[list[str], list[str]]:  # Files placed, and all files that could be
     "Place the files of ASDiv that are not there yet."
     rows = read_asdiv(path)
-    words = lambda r: ' '.join(sorted(set(re.findall(r'[^\W\d]+', f'{r["Body"]} {r["Question"]}'.casefold()))))
-    test, train = carve(rows, words, [len(rows) // 5])
+    test, train = carve(rows, words_of_problem, [len(rows) // 5])
     made = {'asdiv/asdiv_train.json': train, 'asdiv/asdiv_test.json': test}
     placed = [name for name in made if not (folder / name).exists()]
     for name in placed:

@@ -111,8 +111,8 @@ from dsbs.records import (
     canonical_json,
     find_folders,
     one_of,
-    published,
     read_jsonl,
+    thinned,
     write_jsonl,
 )
 from ..runs.experiments import find_published, read_results, run_all
@@ -967,7 +967,7 @@ def publish(
 ) -> int:  # Records in the file
     "Add records to a file of results, each once, in place of older ones of the same settings."
     new = [r for panel in records.values() for some in panel.values() for r in some]
-    kept = read_results(old or path) | {canonical_json(ADDED | r['spec']): published(r) for r in new}
+    kept = read_results(old or path) | {canonical_json(ADDED | r['spec']): thinned(r) for r in new}
     write_jsonl(path, sorted(kept.values(), key=lambda r: r['key']))
     return len(kept)
 

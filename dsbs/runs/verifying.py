@@ -25,8 +25,8 @@ from dsbs.records import (
     find_folders,
     is_near,
     provenance,
-    published,
     read_jsonl,
+    thinned,
 )
 from .run import made_on, train_runs
 from .specs import ADDED, key_of, make_spec, prepare, recipe
@@ -69,7 +69,7 @@ def record_named(
         )
     if lost := _WHOLE - set(found[0][1]):
         raise UsageError(f'{found[0][0]}: no whole record: it lacks {", ".join(sorted(lost))}')
-    if len({canonical_json(_numbers(published(r))) for _, r in found}) > 1:
+    if len({canonical_json(_numbers(thinned(r))) for _, r in found}) > 1:
         raise UsageError(
             f'{" and ".join(dict.fromkeys(str(p) for p, _ in found))} have records of {name!r} that differ: give the file'
         )

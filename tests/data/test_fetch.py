@@ -264,7 +264,8 @@ def authors(tmp_path, monkeypatch):
         ('datasets/gpt-neox/cqa/test.json', '[]'),
     )
     problems = ''.join(
-        f'<Problem ID="{i}"><Body>There are {i} {w}s.</Body><Question>How many?</Question><Answer>{i} ({w}s)</Answer><Formula>{i}={i}</Formula></Problem>'
+        f'<Problem ID="{i}"><Body>There are {i} {w}s.</Body><Question>How many?</Question>'
+        f'<Answer>{i} ({w}s)</Answer><Formula>{i}={i}</Formula></Problem>'
         for i, w in enumerate(('ant', 'bee', 'cat', 'dog', 'elk'), 1)
     )
     xml = f'<?xml version="1.0" encoding="UTF-8" ?><C><ProblemSet>{problems}</ProblemSet></C>'.encode()
@@ -397,7 +398,8 @@ def test_verify_tells_what_is_wrong(main, tmp_path):
     assert (
         code == 1
         and err
-        == 'dsbs: changed: svamp/SVAMP.json; missing: svamp/svamp_train.json, svamp/svamp_test.json, svamp/llm/test_CoT_0.json and 2 more\n'
+        == 'dsbs: changed: svamp/SVAMP.json; missing: svamp/svamp_train.json, svamp/svamp_test.json, '
+        'svamp/llm/test_CoT_0.json and 2 more\n'
     )
     assert {s: len(n) for s, n in states.items()} == dict(right=0, changed=1, missing=5, unchecked=0, extra=1)
     assert main('data', 'verify', '../svamp')[0] == 2
@@ -439,7 +441,7 @@ socket.getaddrinfo = unresolved
 
 @pytest.fixture
 def offline(tmp_path):
-    "Call the command where every connection is refused: (exit status, standard output, standard error, connections tried)."
+    "Call the command where every connection is refused: (exit status, output, errors, connections tried)."
 
     def call(*args, code='import sys; from dsbs.tools.cli import main; sys.exit(main())', **settings):
         log = tmp_path / 'connections'
