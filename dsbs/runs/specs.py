@@ -72,7 +72,7 @@ LIMITS = dict(  # Lowest and highest value
 COUNTS = ('n_train', 'n_extra', 'max_input', 'max_target')  # At least 1
 
 
-# %% ../../nbs/runs/25_specs.ipynb #ef144b8a
+# %% ../../nbs/runs/25_specs.ipynb #4365b392
 def _check_values(settings):  # name -> value
     for name, value in settings.items():
         if name in CHOICES:
@@ -92,7 +92,7 @@ def _check_revision(revision):  # it becomes part of a path in the hub's cache
         raise UsageError(f'revision={revision[:100]}: should be a branch, a tag or a commit')
 
 
-# %% ../../nbs/runs/25_specs.ipynb #4a9dffb4
+# %% ../../nbs/runs/25_specs.ipynb #f4873d42
 def _check_together(settings):  # name -> value
     if settings['n_train'] is not None and settings['train_fraction'] is not None:
         raise UsageError('give n_train or train_fraction, not both')
@@ -170,7 +170,7 @@ def _number(kind, value):
     return number
 
 
-# %% ../../nbs/runs/25_specs.ipynb #f84a484e
+# %% ../../nbs/runs/25_specs.ipynb #9b4d2404
 def make_spec(
     settings: dict[str, object],  # Field -> value, as text or as its own type
 ) -> RunSpec:
@@ -209,7 +209,7 @@ class Prepared(RunData):
         return self.folders.runs / self.key
 
 
-# %% ../../nbs/runs/25_specs.ipynb #7fa1c119
+# %% ../../nbs/runs/25_specs.ipynb #db0dc562
 def _splits_to_read(spec, task):  # whose rows the teacher explains
     if spec.method == 'rationale_as_input':
         return ('train', 'validation', 'test')
@@ -229,7 +229,7 @@ def _read(spec, task):
     return readings
 
 
-# %% ../../nbs/runs/25_specs.ipynb #16f39af1
+# %% ../../nbs/runs/25_specs.ipynb #631e21f3
 def _unlabeled_rows(name, folder):  # of a task: all its rows, with the teacher's labels and rationales
     task = load_task(name, folder)
     examples = []
@@ -240,7 +240,7 @@ def _unlabeled_rows(name, folder):  # of a task: all its rows, with the teacher'
     return tuple(examples)
 
 
-# %% ../../nbs/runs/25_specs.ipynb #6d836304
+# %% ../../nbs/runs/25_specs.ipynb #b32921ea
 DATA_SETTINGS = (
     'task',
     'stand_in',
@@ -273,7 +273,7 @@ def _load(spec, folder):
     return RunData(task, readings, hashes, extra)
 
 
-# %% ../../nbs/runs/25_specs.ipynb #52ce406c
+# %% ../../nbs/runs/25_specs.ipynb #b960682b
 def train_size(spec: RunSpec, task: Task) -> int:
     "The number of training examples a spec asks for, added rows not counted."
     n = len(task['train'])
@@ -297,7 +297,7 @@ def recipe(spec: RunSpec) -> int:
     return number if recorded else number + 3
 
 
-# %% ../../nbs/runs/25_specs.ipynb #cc396983
+# %% ../../nbs/runs/25_specs.ipynb #697a892c
 ADDED = dict(  # Settings added later, with the only value before
     teacher='', keep='all', extra='', n_extra=None, task_prefix='encoder', gradient_checkpointing=False
 )
@@ -314,7 +314,7 @@ def key_of(
     return hash_json(dict(spec=settings, data=hashes, student=student_hash(spec.student), recipe=recipe(spec)))
 
 
-# %% ../../nbs/runs/25_specs.ipynb #ad8e5ce6
+# %% ../../nbs/runs/25_specs.ipynb #cb77aca8
 def prepare(
     spec: RunSpec,
     folders: Folders | str | Path | None = None,  # As of `records.find_folders`
@@ -344,7 +344,7 @@ def _to_learn(row, readings, label_source, keep, answer):  # an example, or None
     return Example(row['id'], row['input'], row['label'], reading.rationale if usable else None)
 
 
-# %% ../../nbs/runs/25_specs.ipynb #70fc569e
+# %% ../../nbs/runs/25_specs.ipynb #9f42cd8b
 def _added(data, n):  # n: how many rows of the training split are used
     spec = data.spec
     if not spec.extra:
@@ -359,7 +359,7 @@ def _added(data, n):  # n: how many rows of the training split are used
     return [_to_learn(row, data.readings, 'teacher', 'all', data.task.answer) for row in rows]
 
 
-# %% ../../nbs/runs/25_specs.ipynb #c64ca454
+# %% ../../nbs/runs/25_specs.ipynb #a8d852a6
 def _shuffle_rationales(examples, seed):
     having = [i for i, e in enumerate(examples) if e.rationale]
     moved = random.Random(f'shuffled rationales {seed}').sample(having, len(having))
@@ -378,7 +378,7 @@ def _random_rationales(examples, seed):
     return [replace(e, rationale=deal(e.rationale)) for e in examples]
 
 
-# %% ../../nbs/runs/25_specs.ipynb #6cead32e
+# %% ../../nbs/runs/25_specs.ipynb #0ed6a1af
 def training_examples(
     data: Prepared,
 ) -> list[Example]:
