@@ -215,7 +215,10 @@ def _splits_to_read(spec, task):  # whose rows the teacher explains
         return ('train', 'validation', 'test')
     learns = spec.method != 'standard' or spec.label_source == 'teacher' or bool(spec.extra)
     for_tokenizer = spec.student in SCRATCH and (spec.teacher or not task.brief)
-    return tuple(s for s in task.splits if s == 'train' and (learns or for_tokenizer) or task.unlabeled(s))
+    may_lack_labels = bool(task.brief)  # so that no other split of a dataset is read
+    return tuple(
+        s for s in task.splits if s == 'train' and (learns or for_tokenizer) or may_lack_labels and task.unlabeled(s)
+    )
 
 
 def _read(spec, task):
