@@ -48,6 +48,7 @@ def pickled_in(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.iterdir() if p.suffix in ('.bin', '.pt', '.pth', '.pkl', '.pickle', '.ckpt'))
 
 
+# %% ../nbs/01_hub.ipynb #791fc7c2
 def check_weights(
     folder: Path,
     what: str,  # For the message: "student 'my-t5'"

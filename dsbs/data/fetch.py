@@ -26,8 +26,10 @@ __all__ = [
     'place_asdiv',
     'read_notes',
     'file_state',
+    'files_by_state',
     'check_files',
     'fetching_alone',
+    'checked_source',
     'place_from',
     'fetch',
 ]
@@ -368,6 +370,7 @@ def read_notes(folder: Path) -> dict:  # files: path -> blob id; absent: paths
     return dict(files={}, absent=[]) | (found if isinstance(found, dict) else {})
 
 
+# %% ../../nbs/data/08_fetch.ipynb #2fd860ad
 def file_state(path: Path, blob: str) -> str:
     "One of `STATES`, of a file that a dataset should have."
     if not path.is_file():
@@ -378,7 +381,11 @@ def file_state(path: Path, blob: str) -> str:
 
 
 # %% ../../nbs/data/08_fetch.ipynb #0b0ce3a2
-def _states(task, folder):
+def files_by_state(
+    task: str,  # Of `FILES`
+    folder: Path,  # The data folder
+) -> dict[str, list[str]]:  # One of `STATES` -> files
+    "The files of a dataset that should be there, or are."
     noted = read_notes(folder)['files']
     states = {name: file_state(folder / name, blob or noted.get(name, '')) for name, blob in FILES[task].items()}
     for path in sorted((folder / task).rglob('*')):
@@ -388,6 +395,7 @@ def _states(task, folder):
     return {state: [name for name, s in states.items() if s == state] for state in STATES}
 
 
+# %% ../../nbs/data/08_fetch.ipynb #f93ae926
 def check_files(
     tasks: Sequence[str] = (),  # Of `FILES`; empty: those that have a folder
     data_dir: str | Path | None = None,  # Folder of the datasets; see `find_folders`
@@ -396,7 +404,7 @@ def check_files(
     folder = find_folders(data_dir).data
     named = [one_of('dataset', task, FILES) for task in dict.fromkeys(tasks)]
     there = [task for task in FILES if (folder / task).is_dir()]
-    return {task: _states(task, folder) for task in named or there}
+    return {task: files_by_state(task, folder) for task in named or there}
 
 
 # %% ../../nbs/data/08_fetch.ipynb #b789e9c9
@@ -418,7 +426,12 @@ def fetching_alone(folder: Path) -> Iterator[Path]:  # The folder for what is be
 
 
 # %% ../../nbs/data/08_fetch.ipynb #a2735472
-def _have(file, cache, given):
+def checked_source(
+    file: str,  # One of `SOURCES`
+    cache: Path,  # Where a download goes
+    given: Path | None = None,  # Folder that holds the file already
+) -> Path:
+    "A source's file, downloaded or brought along; its hash is right."
     source = SOURCES[file]
     if not given:
         return download(source, cache / file)
@@ -430,6 +443,7 @@ def _have(file, cache, given):
     return path
 
 
+# %% ../../nbs/data/08_fetch.ipynb #a619aae4
 def place_from(
     file: str,  # One of `SOURCES`
     tasks: Sequence[str],  # Tasks that lack files
@@ -437,7 +451,7 @@ def place_from(
     given: Path | None = None,  # Folder that holds the file already
 ) -> list[str]:  # Files placed
     "Get one source, place its files and write down what they are."
-    path, folder = _have(file, cache, given), cache.parent
+    path, folder = checked_source(file, cache, given), cache.parent
     placed, inside = unpack(path, folder, tasks) if file.endswith('.zip') else place_asdiv(path, folder)
     noted = read_notes(folder)
     files = noted['files'] | {name: blob_id(folder / name) for name in placed}
@@ -463,7 +477,7 @@ def fetch(
         for file, source in SOURCES.items():
             absent = set(read_notes(folder)['absent'])
             here = [task for task in names if task in source.tasks]
-            lacking = [task for task in here if set(_states(task, folder)['missing']) - absent]
+            lacking = [task for task in here if set(files_by_state(task, folder)['missing']) - absent]
             if lacking:
                 print(f'{file}: {", ".join(lacking)}; licence: {source.licence}', file=sys.stderr)
                 placed += place_from(file, lacking, cache, given)

@@ -170,6 +170,7 @@ class TaskFile:
     labels: tuple[str, ...] = ()  # Empty unless the answer is one of a label set
 
 
+# %% ../../nbs/data/06_own.ipynb #78ab3f2e
 def check_settings(
     folder: Path,
     found: dict,  # Of task.toml
@@ -195,6 +196,7 @@ def scripts_in(folder: Path) -> str:
     return f' ({found[0]}, like any dataset script, is not run)' if found else ''
 
 
+# %% ../../nbs/data/06_own.ipynb #081ac047
 def check_folder(folder: Path):
     "A `UsageError` unless there is a folder with a task.toml."
     if folder.suffix == '.py' and os.path.isfile(folder):
@@ -238,6 +240,7 @@ def label_of_set(label: str, label_set: Sequence[str]) -> str:  # As the set wri
     raise UsageError(f'the label {label[:60]!r} is none of {", ".join(label_set)}{hint}')
 
 
+# %% ../../nbs/data/06_own.ipynb #9647ae62
 def checked_label(
     label: str,  # As someone wrote it
     label_set: Sequence[str] = (),  # Labels allowed; empty when free
@@ -262,6 +265,7 @@ def row_id(row: dict) -> str:
     return unicodedata.normalize('NFC', str(get_field(row, 'id', str | int))).strip()
 
 
+# %% ../../nbs/data/06_own.ipynb #b9eff597
 def read_row(file: TaskFile, split: str, number: int, raw: dict) -> dict:  # at, id, input, label
     "A row of a task folder, checked."
     only_fields(raw, ('input', 'label', 'id', 'rationale'))
