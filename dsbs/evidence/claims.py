@@ -49,7 +49,7 @@ __all__ = [
     'with_plain',
     'panels_asked',
     'untested_row',
-    'gaps',
+    'runs_lacking',
     'with_interval',
     'verdict_of',
     'answer',
@@ -686,7 +686,7 @@ def untested_row(
 ASKED_CURVES = ('standard', 'task_distillation', 'step_by_step', 'weaker_teacher', 'single_task')
 
 
-def gaps(runs: pd.DataFrame) -> str:  # Empty where there are none
+def runs_lacking(runs: pd.DataFrame) -> str:  # Empty where there are none
     "The runs that a claim's curves lack."
     runs = runs[runs['curve'].isin(ASKED_CURVES)]
     lost, odd = int((~runs['made']).sum()), int((runs['made'] & runs['accuracy'].isna()).sum())
@@ -707,7 +707,7 @@ def with_interval(values: pd.Series) -> str:  # "+8.0 [6.1, 9.9]"
 # %% ../../nbs/evidence/37_claims.ipynb #37000057
 def verdict_of(
     e: Evidence,
-    lacking: str,  # From `gaps`
+    lacking: str,  # From `runs_lacking`
 ) -> dict:  # verdict, effect, unit, interval, n, detail
     "Evidence judged over the seeds that have all its parts; without two such seeds there is no verdict."
     whole = pd.DataFrame(e.parts | {'the effect': e.effect}).dropna()
@@ -737,7 +737,7 @@ def answer(
 ) -> dict:  # As `untested_row`
     "A claim judged on a panel."
     data, runs = ', '.join(data_name(p.name) for p in panels), pd.concat([p.runs for p in panels])
-    lacking = gaps(runs)
+    lacking = runs_lacking(runs)
     if not runs['made'].any():
         return untested_row(claim, preset, data, f'no run is made: {lacking}')
     try:

@@ -68,7 +68,7 @@ __all__ = [
     'data_fact',
     'span',
     'student_fact',
-    'teacher_of',
+    'teacher_behind',
     'teacher_fact',
     'sizes_fact',
     'labels_fact',
@@ -788,7 +788,7 @@ def student_fact(specs: Sequence[RunSpec]) -> str:
 
 
 # %% ../../nbs/evidence/35_grids.ipynb #f6ab0071
-def teacher_of(spec: RunSpec) -> str:
+def teacher_behind(spec: RunSpec) -> str:
     "The teacher that a run learns from; empty where it learns from people only."
     has_none = spec.method == 'standard' and spec.label_source == 'human' and not spec.extra
     if has_none or spec.rationales == 'human':
@@ -802,7 +802,7 @@ def teacher_of(spec: RunSpec) -> str:
 
 def teacher_fact(specs: Sequence[RunSpec]) -> str:
     "The teachers that some runs learn from."
-    return '; '.join(dict.fromkeys(teacher for s in specs if (teacher := teacher_of(s)))) or 'none'
+    return '; '.join(dict.fromkeys(teacher for s in specs if (teacher := teacher_behind(s)))) or 'none'
 
 
 # %% ../../nbs/evidence/35_grids.ipynb #f6ab0073

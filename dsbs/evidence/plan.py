@@ -7,7 +7,7 @@ __all__ = [
     'SHAPES',
     'TOKENS',
     'TOKENS_OF_A_WORD',
-    'KEPT',
+    'BYTES_KEPT',
     'VOCABULARY',
     'VALIDATED',
     'SPEED',
@@ -21,7 +21,7 @@ __all__ = [
     'Tokens',
     'mean_tokens',
     'count_tokens',
-    'tokens_of',
+    'example_lengths',
     'learns_rationales',
     'tokens_passed',
     'memory_gb',
@@ -126,7 +126,7 @@ def count_tokens(
     return Tokens(mean_tokens(inputs), mean_tokens(rationales), mean_tokens(labels), counted=True)
 
 
-def tokens_of(
+def example_lengths(
     task: str,  # One of `TOKENS`
     folders: Folders | str | Path | None = None,  # See `records.find_folders`
 ) -> Tokens:
@@ -160,7 +160,10 @@ def tokens_passed(
 
 
 # %% ../../nbs/evidence/36_plan.ipynb #36000012
-KEPT = {'float32': 90, 'bfloat16': 50}  # Bytes for each token, layer and unit of width that wait for the backward pass
+BYTES_KEPT = {
+    'float32': 90,
+    'bfloat16': 50,
+}  # Bytes for each token, layer and unit of width that wait for the backward pass
 VOCABULARY = 32128  # T5's pieces
 
 
@@ -173,7 +176,7 @@ def memory_gb(
     rows = math.ceil(spec.batch_size / spec.accumulation)
     inputs, targets = tokens_passed(spec, tokens)
     units = rows * (inputs + targets) * width * layers / 2
-    kept = KEPT[spec.dtype] * units
+    kept = BYTES_KEPT[spec.dtype] * units
     if spec.dtype == 'bfloat16':
         kept += params * (3 if learns_rationales(spec) else 2)
     if spec.gradient_checkpointing:
@@ -405,7 +408,7 @@ def plan(
     local = records_here(folders.runs)
     published = read_results(results) if results else {}
     todo = [s for s in specs if not is_made(s, local, folders)]
-    tokens = {t: tokens_of(t, folders) for t in dict.fromkeys(s.task for s in todo if s.student in SHAPES)}
+    tokens = {t: example_lengths(t, folders) for t in dict.fromkeys(s.task for s in todo if s.student in SHAPES)}
     times = recorded_times([*local.values(), *published.values()])
     groups = [group_cost(some, tokens, times) for some in by_group(todo)]
     missing = [

@@ -31,7 +31,7 @@ from pathlib import Path
 from string import Template
 
 from ..evidence.grids import PRESETS, grid, presets_of, specs_of
-from ..evidence.plan import SHAPES, estimate, tokens_of
+from ..evidence.plan import SHAPES, estimate, example_lengths
 from ..evidence.reporting import check_own_task, check_preset, figure_notebooks
 from dsbs.records import (
     UsageError,
@@ -70,7 +70,7 @@ CPU_JOB = dict(gpu=0, threads=1, mem_mb=4000, runtime=120)  # Of a student from 
 def job_resources(
     spec: RunSpec,
     tokens: tuple[float, float, float]
-    | None = None,  # Of an example: its input, rationale and label; only for students of `grids.SHAPES`
+    | None = None,  # Of an example: its input, rationale and label; only for students of `plan.SHAPES`
 ) -> dict:  # gpu: how many; threads; mem_mb: of the host, in MB; runtime: minutes; all for the first attempt
     "What the job of a run asks for."
     if spec.student not in SHAPES:
@@ -210,7 +210,7 @@ snakemake -s $folder/Snakefile --profile $folder/profiles/kubernetes
 
 The name of a figure at the end, such as `$example`, makes its runs and draws it alone; `--dry-run` only lists the jobs. When something was stopped or killed, the same command goes on; what is recorded is not made again.
 
-- `Snakefile`: the rules. `runs.smk`: each run's name, settings and what its job asks for, roughly (`14_grids`), with head room; GPUs of $gpu_gb GB.
+- `Snakefile`: the rules. `runs.smk`: each run's name, settings and what its job asks for, roughly (`plan.estimate`), with head room; GPUs of $gpu_gb GB.
 - `profiles/`: change these, they are kept when this folder is written again. Folders and the command can be changed in the call: `--config root=PROJECT runs=RUNS data=DATA dsbs=COMMAND`.
 - `local` takes as many CPUs as there are, and one GPU. `slurm` needs the project, data and runs on a file system that all nodes see.
 - `kubernetes` has never been tried on a cluster, only parsed. It needs an image and a volume of yours, named in the profile, and this folder inside the project's. A pod keeps nothing but its record: a run that is stopped starts anew.
@@ -313,7 +313,8 @@ def _snakefile(figures, names, preset, folder, data_dir, reports, own, workers, 
 
 def _table(specs, made, data_dir):  # Python that Snakemake reads: one line for each run
     tokens = {
-        t: tokens_of(t, data_dir)[:3] for t in dict.fromkeys(s.task for s in specs.values() if s.student in SHAPES)
+        t: example_lengths(t, data_dir)[:3]
+        for t in dict.fromkeys(s.task for s in specs.values() if s.student in SHAPES)
     }
     jobs = {
         key: dict(settings=run_settings(s)) | job_resources(s, tokens.get(s.task)) for key, s in sorted(specs.items())
