@@ -66,6 +66,8 @@ BODIES = {
 
 
 class Stub:
+    "A server in a thread; `fault` gives the kind of fault for a text, `latency` the seconds of each answer."
+
     def __init__(self, fault=lambda text: None, latency=0.0):
         self.fault, self.latency, self.served, self.seen, self.bodies = fault, latency, Counter(), Counter(), Counter()
         self.loop, ready = asyncio.new_event_loop(), threading.Event()
@@ -92,9 +94,8 @@ class Stub:
     async def _talk(self, reader, writer):
         try:
             while head := await reader.readuntil(b'\r\n\r\n'):
-                size = next(
-                    int(l.split(b':')[1]) for l in head.split(b'\r\n') if l.lower().startswith(b'content-length')
-                )
+                lengths = [line for line in head.split(b'\r\n') if line.lower().startswith(b'content-length')]
+                size = int(lengths[0].split(b':')[1])
                 asked = json.loads(await reader.readexactly(size))
                 text = asked['messages'][-1]['content'] if 'messages' in asked else asked['prompt']
                 self.seen[text] += 1
@@ -105,10 +106,9 @@ class Stub:
                 if fault == 'drop':
                     break
                 status, headers, body = self._reply(fault, asked)
-                raw = (
-                    f'HTTP/1.1 {status} X\r\nContent-Type: application/json\r\n{headers}Content-Length: {len(body)}\r\n\r\n'.encode()
-                    + body
-                )
+                kind = 'Content-Type: application/json\r\n'
+                start = f'HTTP/1.1 {status} X\r\n{kind}{headers}Content-Length: {len(body)}\r\n\r\n'
+                raw = start.encode() + body
                 if fault == 'cut off':
                     writer.write(raw[:-20])
                     await writer.drain()

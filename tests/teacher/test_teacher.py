@@ -43,6 +43,11 @@ class Hasty(Clock):
         await asyncio.sleep(seconds / 1000)
 
 
+def call_of(url, *more, task='same_kind', model='m'):
+    "Arguments of `dsbs extract`."
+    return ['extract', task, '--base-url', url, '--model', model, *more]
+
+
 def questions(n, word='question'):
     return [Question(f'r{i}', ({'role': 'user', 'content': f'{word} {i}'},), 'p') for i in range(n)]
 
@@ -71,17 +76,12 @@ def test_prompts_and_twenty_kinds_of_fault(tmp_path, n, share):
 
 def test_budget_is_never_passed(tmp_path):
     with Stub() as stub:
+        store = AnswerStore(tmp_path / 'a.sqlite')
         result = ask_all(
-            questions(200),
-            Server(stub.url, 'm'),
-            AnswerStore(tmp_path / 'a.sqlite'),
-            Sampling(max_tokens=20),
-            concurrency=8,
-            budget=1500,
+            questions(200), Server(stub.url, 'm'), store, Sampling(max_tokens=20), concurrency=8, budget=1500
         )
-    assert (
-        result.stopped == 'budget' and 1300 < result.tokens <= 1500 and sum(stub.served.values()) * 30 == result.tokens
-    )
+    assert result.stopped == 'budget' and 1300 < result.tokens <= 1500
+    assert sum(stub.served.values()) * 30 == result.tokens
 
 
 class Crowd:
@@ -109,31 +109,16 @@ def test_as_many_questions_are_under_way_as_may_be(tmp_path):
 @pytest.mark.parametrize('status', [401, 200])
 def test_the_key_is_written_nowhere(tmp_path, status):
     key = 'sk-canary/0123+abc'
-    echo = f'bad key {key} {quote(key, safe="")} {base64.b64encode(key.encode()).decode()} {base64.b64encode(f"Bearer {key}".encode()).decode()}'
+    coded = [base64.b64encode(text.encode()).decode() for text in (key, f'Bearer {key}')]
+    echo = ' '.join(['bad key', key, quote(key, safe=''), *coded])
 
     class Telltale(Stub):
         def _reply(self, fault, asked):
-            return (
-                status,
-                '',
-                completion(echo) if status == 200 else json.dumps({'error': {'message': echo}}).encode(),
-            )
+            return status, '', completion(echo) if status == 200 else error(echo)
 
     with Telltale() as stub:
         done = subprocess.run(
-            [
-                DSBS,
-                'extract',
-                'same_kind',
-                '--base-url',
-                stub.url,
-                '--model',
-                'm',
-                '--limit',
-                '4',
-                '--out',
-                str(tmp_path / 'set'),
-            ],
+            [DSBS, *call_of(stub.url, '--limit', '4', '--out', str(tmp_path / 'set'))],
             capture_output=True,
             text=True,
             cwd=ROOT,
@@ -153,23 +138,8 @@ def test_the_key_is_written_nowhere(tmp_path, status):
 
 
 def extract_command(stub, tmp_path, *more):
-    return [
-        DSBS,
-        'extract',
-        'same_kind',
-        '--base-url',
-        stub.url,
-        '--model',
-        'm',
-        '--limit',
-        '60',
-        '--concurrency',
-        '4',
-        '--out',
-        str(tmp_path / 'set'),
-        '--json',
-        *more,
-    ]
+    settings = ['--limit', '60', '--concurrency', '4', '--out', str(tmp_path / 'set'), '--json']
+    return [DSBS, *call_of(stub.url, *settings, *more)]
 
 
 @pytest.mark.parametrize('kills', [2, pytest.param(20, marks=pytest.mark.slow)])
@@ -229,50 +199,18 @@ def test_a_wrong_call_gets_one_line(main, options, words):
 
 def test_too_many_failures_end_with_1(dsbs, tmp_path):
     with Stub(lambda text: 'refusal') as stub:
-        status, out, err = dsbs(
-            'extract',
-            'same_kind',
-            '--base-url',
-            stub.url,
-            '--model',
-            'm',
-            '--limit',
-            '10',
-            '--out',
-            tmp_path / 'set',
-            '--json',
-        )
-    assert (
-        status == 1
-        and '10 of 10' in err
-        and len((tmp_path / 'set' / 'train.failures.jsonl').read_text().splitlines()) == 10
-    )
-    assert {json.loads(l)['reason'] for l in (tmp_path / 'set' / 'train.failures.jsonl').read_text().splitlines()} == {
-        'refusal'
-    }
+        status, out, err = dsbs(*call_of(stub.url, '--limit', '10', '--out', tmp_path / 'set', '--json'))
+    failures = (tmp_path / 'set' / 'train.failures.jsonl').read_text().splitlines()
+    assert status == 1 and '10 of 10' in err and len(failures) == 10
+    assert {json.loads(line)['reason'] for line in failures} == {'refusal'}
 
 
 def test_training_reads_a_rationale_set_as_it_reads_the_recorded_one(dsbs, tmp_path):
     with Stub() as stub:
-        status, out, err = dsbs(
-            'extract',
-            'same_kind',
-            '--base-url',
-            stub.url,
-            '--model',
-            'm',
-            '--limit',
-            '64',
-            '--out',
-            tmp_path / 'set',
-            '--json',
-        )
+        status, out, err = dsbs(*call_of(stub.url, '--limit', '64', '--out', tmp_path / 'set', '--json'))
     card = json.loads(out)
-    assert (
-        status == 0
-        and {'requested', 'kept', 'failed', 'sent', 'tokens'} <= set(card)
-        and (card['requested'], card['kept'], card['sent']) == (64, 64, 64)
-    )
+    assert status == 0 and {'requested', 'kept', 'failed', 'sent', 'tokens'} <= set(card)
+    assert (card['requested'], card['kept'], card['sent']) == (64, 64, 64)
     settings = ['student=scratch-32x1', 'max_steps=4', 'eval_every=4', 'batch_size=8']
     one, two = (
         json.loads(dsbs('run', *settings, *more, '--json')[1]) for more in ([f'teacher={tmp_path / "set"}'], [])
@@ -323,15 +261,8 @@ def server(tiny_llm):
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         port = s.getsockname()[1]
-    command = [
-        str(Path(sys.executable).parent / 'transformers'),
-        'serve',
-        str(tiny_llm),
-        '--device',
-        'cpu',
-        '--port',
-        str(port),
-    ]
+    transformers = str(Path(sys.executable).parent / 'transformers')
+    command = [transformers, 'serve', str(tiny_llm), '--device', 'cpu', '--port', str(port)]
     running = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=os.environ | {'HF_HUB_OFFLINE': '1'}
     )
@@ -349,52 +280,20 @@ def server(tiny_llm):
 
 
 def test_a_real_server(dsbs, server, tiny_llm, tmp_path):
-    call = [
-        'extract',
-        'same_kind',
-        '--base-url',
-        server,
-        '--model',
-        tiny_llm,
-        '--limit',
-        '20',
-        '--max-tokens',
-        '12',
-        '--max-failed',
-        '1',
-        '--out',
-        tmp_path / 'set',
-        '--json',
-    ]
+    settings = ['--limit', '20', '--max-tokens', '12', '--max-failed', '1', '--out', tmp_path / 'set', '--json']
+    call = call_of(server, *settings, model=tiny_llm)
     status, out, err = dsbs(*call)
     first = json.loads(out)
     assert status == 0, err
-    assert (first['requested'], first['sent'], first['kept'] + first['failed']) == (20, 20, 20) and first[
-        'tokens'
-    ] > 20 * 50
+    assert (first['requested'], first['sent'], first['kept'] + first['failed']) == (20, 20, 20)
+    assert first['tokens'] > 20 * 50
     assert json.loads(dsbs(*call)[1])['sent'] == 0
 
 
 @pytest.mark.parametrize('form', ['chat', 'completion'])
 def test_a_local_model(dsbs, tiny_llm, tmp_path, form):
-    call = [
-        'extract',
-        'same_kind',
-        '--local',
-        '--model',
-        tiny_llm,
-        '--limit',
-        '3',
-        '--max-tokens',
-        '8',
-        '--form',
-        form,
-        '--max-failed',
-        '1',
-        '--out',
-        tmp_path / 'set',
-        '--json',
-    ]
+    settings = ['--limit', '3', '--max-tokens', '8', '--max-failed', '1', '--out', tmp_path / 'set', '--json']
+    call = ['extract', 'same_kind', '--local', '--model', tiny_llm, '--form', form, *settings]
     first, again = (json.loads(dsbs(*call)[1]) for _ in range(2))
     assert (first['sent'], again['sent'], first['kept'] + first['failed']) == (3, 0, 3)
 
@@ -402,34 +301,14 @@ def test_a_local_model(dsbs, tiny_llm, tmp_path, form):
 def test_self_consistency(dsbs, tmp_path):
     class Wavering(Stub):
         def _reply(self, fault, asked):
-            n = sum(self.served.values())
-            return (
-                200,
-                '',
-                completion(
-                    'One reason. So the answer is no.' if n % 3 == 0 else f'Reason {n % 3}. So the answer is yes.'
-                ),
-            )
+            n = sum(self.served.values()) % 3
+            text = f'Reason {n}. So the answer is yes.' if n else 'One reason. So the answer is no.'
+            return 200, '', completion(text)
 
+    settings = ['--limit', '5', '--samples', '3', '--concurrency', '1', '--out', tmp_path / 'set', '--json']
     with Wavering() as stub:
-        status, out, err = dsbs(
-            'extract',
-            'same_kind',
-            '--base-url',
-            stub.url,
-            '--model',
-            'm',
-            '--limit',
-            '5',
-            '--samples',
-            '3',
-            '--concurrency',
-            '1',
-            '--out',
-            tmp_path / 'set',
-            '--json',
-        )
-    rows = [json.loads(l) for l in (tmp_path / 'set' / 'train.jsonl').read_text().splitlines()]
+        status, out, err = dsbs(*call_of(stub.url, *settings))
+    rows = [json.loads(line) for line in (tmp_path / 'set' / 'train.jsonl').read_text().splitlines()]
     assert status == 0 and json.loads(out)['sent'] == 15
     assert [(r['label'], r['rationale'], r['votes'], r['others']) for r in rows] == [
         ('yes', 'Reason 1.', 2, ['Reason 2.'])
@@ -438,77 +317,63 @@ def test_self_consistency(dsbs, tmp_path):
     assert [read[r['id']] for r in rows] == [Reading('Reason 1.', 'yes')] * 5
 
 
-def test_a_task_folder_works_as_a_built_in_task(dsbs, tmp_path):
-    task = tmp_path / 'mood'
-    task.mkdir()
-    (task / 'task.toml').write_text(
-        'name = "mood"\ninstruction = "Is the guest happy?"\nanswer = "label"\nlabels = ["Happy", "Not happy"]\n'
+def mood_task(folder, labels, n, labeled):
+    "A task folder: is the guest happy? The first `labeled` of `n` rows have a label."
+    folder.mkdir()
+    (folder / 'task.toml').write_text(
+        f'name = "mood"\ninstruction = "Is the guest happy?"\nanswer = "label"\nlabels = {json.dumps(labels)}\n'
     )
-    (task / 'train.jsonl').write_text(
-        ''.join(
-            json.dumps(
-                dict(input=f'Guest {i} says the {"pie was good" if i % 2 else "soup was cold"}.')
-                | (dict(label='Happy' if i % 2 else 'Not happy') if i < 40 else {})
-            )
-            + '\n'
-            for i in range(60)
+    rows = []
+    for i in range(n):
+        row = dict(input=f'Guest {i} says the {"pie was good" if i % 2 else "soup was cold"}.')
+        rows.append(row | (dict(label=labels[0] if i % 2 else labels[1]) if i < labeled else {}))
+    (folder / 'train.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    exemplar = dict(input='Best cake!', rationale='Praise.', label=labels[0])
+    (folder / 'exemplars.jsonl').write_text(json.dumps(exemplar) + '\n')
+    return folder
+
+
+class Critic(Stub):
+    "A teacher that is happy with pie alone."
+
+    def __init__(self, happy, unhappy):
+        super().__init__()
+        self.happy, self.unhappy = happy, unhappy
+
+    def _reply(self, fault, asked):
+        pie = 'pie' in asked['messages'][-1]['content']
+        text = (
+            f'A word of praise. So the answer is {self.happy}.'
+            if pie
+            else f'A complaint. So the answer is {self.unhappy}.'
         )
-    )
-    (task / 'exemplars.jsonl').write_text(
-        json.dumps(dict(input='Best cake!', rationale='Praise.', label='Happy')) + '\n'
-    )
+        return 200, '', completion(text)
+
+
+def test_a_task_folder_works_as_a_built_in_task(dsbs, tmp_path):
+    task = mood_task(tmp_path / 'mood', ['Happy', 'Not happy'], 60, labeled=40)
     assert dsbs('run', f'task={task}', 'max_steps=2')[0] == 2
-
-    class Critic(Stub):
-        def _reply(self, fault, asked):
-            return (
-                200,
-                '',
-                completion(
-                    'A word of praise. So the answer is happy.'
-                    if 'pie' in asked['messages'][-1]['content']
-                    else 'A complaint. So the answer is Not happy.'
-                ),
-            )
-
-    with Critic() as stub:
+    with Critic('happy', 'Not happy') as stub:
         for split in ('train', 'validation', 'test'):
             status, out, err = dsbs(
-                'extract',
-                task,
-                '--base-url',
-                stub.url,
-                '--model',
-                'm',
-                '--split',
-                split,
-                '--out',
-                tmp_path / 'set',
-                '--json',
+                *call_of(stub.url, '--split', split, '--out', tmp_path / 'set', '--json', task=task)
             )
             assert status == 0 and json.loads(out)['accuracy'] == 100, err
-    status, out, err = dsbs(
-        'run',
-        f'task={task}',
-        f'teacher={tmp_path / "set"}',
+    own = [f'task={task}', f'teacher={tmp_path / "set"}']
+    settings = [
         'student=scratch-32x1',
         'max_steps=60',
         'eval_every=20',
         'batch_size=16',
         'learning_rate=5e-3',
         'dropout=0',
-        '--save',
-        tmp_path / 'student',
-        '--json',
-    )
+    ]
+    status, out, err = dsbs('run', *own, *settings, '--save', tmp_path / 'student', '--json')
     record = json.loads(out)
     assert status == 0 and 'are the teacher' in record['stand_in'] and record['metrics']['test_accuracy'] > 60
     assert (tmp_path / 'student' / 'README.md').is_file() and list((tmp_path / 'student').glob('*.safetensors'))
-    assert (
-        dsbs('run', f'task={task}', f'teacher={tmp_path / "set"}', 'max_steps=2', '--save', tmp_path / 'student')[0]
-        == 2
-    )
-    assert dsbs('run', 'task=same_kind', f'teacher={tmp_path / "set"}', 'max_steps=2')[0] == 2
+    assert dsbs('run', *own, 'max_steps=2', '--save', tmp_path / 'student')[0] == 2
+    assert dsbs('run', 'task=same_kind', own[1], 'max_steps=2')[0] == 2
 
 
 def test_ctrl_c_keeps_what_is_under_way(tmp_path):
@@ -543,55 +408,11 @@ def test_the_own_preset_wants_its_folders(main):
 
 @pytest.mark.slow
 def test_figure_4_of_a_task_of_ones_own(dsbs, tmp_path):
-    task = tmp_path / 'mood'
-    task.mkdir()
-    (task / 'task.toml').write_text(
-        'name = "mood"\ninstruction = "Is the guest happy?"\nanswer = "label"\nlabels = ["happy", "angry"]\n'
-    )
-    (task / 'train.jsonl').write_text(
-        ''.join(
-            json.dumps(
-                dict(
-                    input=f'Guest {i} says the {"pie was good" if i % 2 else "soup was cold"}.',
-                    label='happy' if i % 2 else 'angry',
-                )
-            )
-            + '\n'
-            for i in range(80)
-        )
-    )
-    (task / 'exemplars.jsonl').write_text(
-        json.dumps(dict(input='Best cake!', rationale='Praise.', label='happy')) + '\n'
-    )
-
-    class Critic(Stub):
-        def _reply(self, fault, asked):
-            return (
-                200,
-                '',
-                completion(
-                    'A word of praise. So the answer is happy.'
-                    if 'pie' in asked['messages'][-1]['content']
-                    else 'A complaint. So the answer is angry.'
-                ),
-            )
-
-    with Critic() as stub:
-        assert dsbs('extract', task, '--base-url', stub.url, '--model', 'm', '--out', tmp_path / 'set')[0] == 0
-    status, out, err = dsbs(
-        'reproduce',
-        'fig4',
-        '--preset',
-        'own',
-        '--task',
-        task,
-        '--teacher',
-        tmp_path / 'set',
-        '--reports',
-        tmp_path / 'reports',
-        '--json',
-        timeout=3600,
-    )
+    task = mood_task(tmp_path / 'mood', ['happy', 'angry'], 80, labeled=80)
+    with Critic('happy', 'angry') as stub:
+        assert dsbs(*call_of(stub.url, '--out', tmp_path / 'set', task=task))[0] == 0
+    folders = ['--task', task, '--teacher', tmp_path / 'set', '--reports', tmp_path / 'reports']
+    status, out, err = dsbs('reproduce', 'fig4', '--preset', 'own', *folders, '--json', timeout=3600)
     assert status == 0, err
     assert {Path(p).name for p in json.loads(out)['written']} == {
         'fig4_data_size_human_mood.png',
@@ -599,9 +420,8 @@ def test_figure_4_of_a_task_of_ones_own(dsbs, tmp_path):
         'own.jsonl',
         'fig4_data_size_human.own.ipynb',
     }
-    assert (
-        str(tmp_path) not in (tmp_path / 'reports' / 'own' / 'notebooks' / 'fig4_data_size_human.own.ipynb').read_text()
-    )
+    notebook = tmp_path / 'reports' / 'own' / 'notebooks' / 'fig4_data_size_human.own.ipynb'
+    assert str(tmp_path) not in notebook.read_text()
 
 
 # what every row would share
@@ -629,28 +449,12 @@ def extract(main, tmp_path):
 
     def call(stub, *more, url=None, model='m', out='set'):
         before, card = stub.count, tmp_path / out / 'train.card.json'
-        status, printed, err = main(
-            'extract',
-            'same_kind',
-            '--base-url',
-            url or stub.url,
-            '--model',
-            model,
-            '--limit',
-            '20',
-            '--out',
-            tmp_path / out,
-            '--json',
-            *more,
-        )
+        settings = ['--limit', '20', '--out', tmp_path / out, '--json', *more]
+        status, printed, err = main(*call_of(url or stub.url, *settings, model=model))
         err = '\n'.join(line for line in err.replace('\r', '\n').splitlines() if '%|' not in line and line.strip())
-        return (
-            status,
-            json.loads(printed) if printed else None,
-            err,
-            stub.count - before,
-            json.loads(card.read_text()) if card.is_file() else None,
-        )
+        printed = json.loads(printed) if printed else None
+        written = json.loads(card.read_text()) if card.is_file() else None
+        return status, printed, err, stub.count - before, written
 
     return call
 
@@ -722,13 +526,8 @@ def test_what_every_row_would_share_is_found_by_the_first_few(extract, tmp_path,
 
 def test_messages_that_differ_in_numbers_and_names_are_alike(extract):
     def reply(asked):
-        return (
-            400,
-            '',
-            error(
-                f'Request req_{hash(str(asked)):x} failed at {len(str(asked))}: {asked["messages"][-1]["content"]!r}'
-            ),
-        )
+        number, text = hash(str(asked)), asked['messages'][-1]['content']
+        return 400, '', error(f'Request req_{number:x} failed at {len(str(asked))}: {text!r}')
 
     with Says(reply) as stub:
         assert extract(stub)[3] == 3
@@ -744,12 +543,8 @@ def test_a_wrong_address_is_told_with_the_right_one(extract, tail, meant):
     with Says(reply) as stub:
         home = stub.url.removesuffix('/v1')
         status, printed, err, sent, card = extract(stub, url=home + tail)
-    assert (
-        status == 2
-        and sent <= 1
-        and f'did you mean --base-url {home + meant}?'
-        in err.replace('did you mean http', 'did you mean --base-url http')
-    ), err
+    told = err.replace('did you mean http', 'did you mean --base-url http')
+    assert status == 2 and sent <= 1 and f'did you mean --base-url {home + meant}?' in told, err
 
 
 def nobody():
@@ -783,13 +578,8 @@ def test_a_proxy_in_the_way_is_named(extract, monkeypatch):
     monkeypatch.setenv('HTTP_PROXY', nobody().replace('//', '//me:secret@'))
     with Says(lambda asked: None) as stub:
         status, printed, err, sent, card = extract(stub)
-        assert (
-            (status, sent) == (1, 0)
-            and '$HTTP_PROXY' in err
-            and 'NO_PROXY=127.0.0.1,localhost' in err
-            and 'connection refused' in err
-            and 'secret' not in err
-        )
+        assert (status, sent) == (1, 0) and 'secret' not in err
+        assert all(w in err for w in ('$HTTP_PROXY', 'NO_PROXY=127.0.0.1,localhost', 'connection refused')), err
         monkeypatch.setenv('NO_PROXY', '127.0.0.1')
         assert extract(stub)[0] == 0
     with Says(lambda asked: (502, '', b'<html><title>Proxy error</title></html>')) as proxy:
@@ -811,9 +601,8 @@ def test_refusals_of_an_older_store_are_not_replayed(tmp_path):
     store, asked = AnswerStore(tmp_path / 'a.sqlite'), questions(2)
     with Says(lambda asked: None) as stub:
         for q, reason in zip(asked, ('request refused (400)', 'wrong model')):
-            store.put(
-                answer_key(q, stub.url, 'm', Sampling()), dict(endpoint=stub.url, model='m'), Answer(reason=reason)
-            )
+            key = answer_key(q, stub.url, 'm', Sampling())
+            store.put(key, dict(endpoint=stub.url, model='m'), Answer(reason=reason))
         first, again = (ask_all(asked, Server(stub.url, 'm'), store) for _ in range(2))
     assert (first.sent, again.sent, [a.reason for a in again.answers.values()]) == (2, 0, ['', ''])
 
@@ -835,22 +624,11 @@ def test_one_refused_row_among_good_ones_stays_one_failure(extract):
 def picky(asked):
     "A model of the newer kind: neither max_tokens nor a temperature nor a system role."
     if 'max_tokens' in asked:
-        return (
-            400,
-            '',
-            error(
-                "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead.",
-                param='max_tokens',
-            ),
-        )
+        says = "'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
+        return 400, '', error(f'Unsupported parameter: {says}', param='max_tokens')
     if 'temperature' in asked:
-        return (
-            400,
-            '',
-            error(
-                "Unsupported value: 'temperature' does not support 0 with this model. Only the default (1) value is supported."
-            ),
-        )
+        says = "'temperature' does not support 0 with this model. Only the default (1) value is supported."
+        return 400, '', error(f'Unsupported value: {says}')
     if any(m['role'] == 'system' for m in asked.get('messages', ())):
         return 500, '', error('Conversation roles must alternate user/assistant')
     if 'max_completion_tokens' not in asked:
@@ -859,11 +637,8 @@ def picky(asked):
 
 def no_stop(asked):
     if 'stop' in asked:
-        return (
-            422,
-            '',
-            b'{"detail":[{"type":"extra_forbidden","loc":["body","stop"],"msg":"Extra inputs are not permitted"}]}',
-        )
+        says = dict(type='extra_forbidden', loc=['body', 'stop'], msg='Extra inputs are not permitted')
+        return 422, '', json.dumps(dict(detail=[says])).encode()
     goes_on = ' Because. So the answer is yes.\n\nQ: And more?\nA: Hm'
     return 200, '', json.dumps(dict(model='m', choices=[dict(text=goes_on, finish_reason='length')])).encode()
 
@@ -899,11 +674,8 @@ def test_a_temperature_out_of_range_is_not_left_out(extract):
 
 
 def thought(content, **message):
-    return (
-        200,
-        '',
-        completion(content, 'length', choices=[dict(message=dict(content=content, **message), finish_reason='length')]),
-    )
+    choice = dict(message=dict(content=content, **message), finish_reason='length')
+    return 200, '', completion(choices=[choice])
 
 
 @pytest.mark.parametrize(
@@ -912,11 +684,8 @@ def thought(content, **message):
 def test_an_answer_that_is_cut_short_is_paid_once(extract, tmp_path, reply):
     with Says(lambda asked: reply) as stub:
         status, printed, err, sent, card = extract(stub)
-        assert (
-            (status, sent, printed['tokens'], printed['failed']) == (1, 3, 90, 3)
-            and 'cut short' in err
-            and 'raise --max-tokens' in err
-        ), err
+        assert (status, sent, printed['tokens'], printed['failed']) == (1, 3, 90, 3)
+        assert 'cut short' in err and 'raise --max-tokens' in err, err
         failures = [json.loads(line) for line in (tmp_path / 'set' / 'train.failures.jsonl').read_text().splitlines()]
         assert [f['reason'] for f in failures] == ['cut short'] * 3
         status, printed, err, sent, card = extract(stub, '--max-failed', '1')
@@ -925,9 +694,8 @@ def test_an_answer_that_is_cut_short_is_paid_once(extract, tmp_path, reply):
 
 
 def test_a_budget_holds_for_answers_of_no_use(extract):
-    with Says(
-        lambda asked: (200, '', completion(None, 'length', usage=dict(prompt_tokens=1300, completion_tokens=256)))
-    ) as stub:
+    costly = completion(None, 'length', usage=dict(prompt_tokens=1300, completion_tokens=256))
+    with Says(lambda asked: (200, '', costly)) as stub:
         status, printed, err, sent, card = extract(stub, '--budget', '5000', '--max-failed', '1')
     assert status == 1 and sent == 3 and printed['tokens'] == 3 * 1556 and 'budget' in err
 
@@ -965,11 +733,8 @@ def test_another_model_ends_the_call_and_its_answer_is_kept(extract):
     with Says(lambda asked: (200, '', completion(model='gpt-3.5-turbo-0125'))) as stub:
         for sent in (1, 0):
             status, printed, err, n, card = extract(stub, model='qwen3')
-            assert (
-                (status, printed, n) == (2, None, sent)
-                and "'qwen3'" in err
-                and '--served-model gpt-3.5-turbo-0125' in err
-            ), err
+            assert (status, printed, n) == (2, None, sent)
+            assert "'qwen3'" in err and '--served-model gpt-3.5-turbo-0125' in err, err
         status, printed, err, n, card = extract(stub, '--served-model', 'gpt-3.5-turbo', model='qwen3')
     assert (status, printed['kept'], n, card['served'], card['model']) == (0, 20, 19, ['gpt-3.5-turbo-0125'], 'qwen3')
 
@@ -990,13 +755,8 @@ def test_what_begins_in_the_middle_ends_the_call_and_keeps_what_was_paid(extract
     used_up = []
     with Says(lambda asked: (code, '', body) if used_up or stub.count > 6 else None) as stub:
         status, printed, err, sent, card = extract(stub, '--concurrency', '1')
-        assert (
-            status == 1
-            and printed['kept'] == 6
-            and sent <= 16
-            and card['stopped'] == 'failing'
-            and json.loads(body)['error']['message'][:15] in err
-        ), err
+        assert (status, printed['kept'], card['stopped']) == (1, 6, 'failing') and sent <= 16
+        assert json.loads(body)['error']['message'][:15] in err, err
         stub.says = lambda asked: None
         assert extract(stub)[3] == 14
 
@@ -1014,11 +774,8 @@ class Dying(Stub):
 def test_a_server_that_goes_down_is_waited_for_and_left(tmp_path):
     with Dying() as stub:
         asked = ask_all(questions(200), Server(stub.url, 'm'), AnswerStore(tmp_path / 'a.sqlite'), clock=Hasty())
-    assert (
-        (asked.stopped, sum(not a.reason for a in asked.answers.values())) == ('failing', 9)
-        and asked.sent < 100
-        and 'connection refused' in asked.why
-    )
+    assert (asked.stopped, sum(not a.reason for a in asked.answers.values())) == ('failing', 9)
+    assert asked.sent < 100 and 'connection refused' in asked.why
 
 
 @pytest.mark.parametrize('code, headers', [(503, ''), (429, ''), (503, 'Retry-After: 60\r\n')])
@@ -1061,31 +818,16 @@ def test_a_key_that_cannot_be_one_is_told_and_not_shown(extract, monkeypatch, ke
 
 def test_a_local_model_without_a_system_role(main, tiny_llm, tmp_path):
     shutil.copytree(tiny_llm, tmp_path / 'llm')
-    template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
+    refuse = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    template = refuse + "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
     for path in (tmp_path / 'llm').glob('*.jinja'):
         path.write_text(template)
-    call = [
-        'extract',
-        'same_kind',
-        '--local',
-        '--model',
-        tmp_path / 'llm',
-        '--limit',
-        '2',
-        '--max-tokens',
-        '4',
-        '--max-failed',
-        '1',
-        '--out',
-        tmp_path / 'set',
-    ]
+    settings = ['--limit', '2', '--max-tokens', '4', '--max-failed', '1', '--out', tmp_path / 'set']
+    call = ['extract', 'same_kind', '--local', '--model', tmp_path / 'llm', *settings]
     status, out, err = main(*call)
     card = json.loads((tmp_path / 'set' / 'train.card.json').read_text())
-    assert (
-        status == 0
-        and 'System role not supported' in err
-        and 'the instruction before the first question' in card['changed'][0]
-    )
+    assert status == 0 and 'System role not supported' in err
+    assert 'the instruction before the first question' in card['changed'][0]
     for path in (tmp_path / 'llm').glob('*.jinja'):
         path.write_text("{{ raise_exception('no chat here') }}")
     status, out, err = main(*call, '--split', 'validation')
