@@ -1038,7 +1038,7 @@ def describe_split(
         n=len(rows),
         labels=dict(sorted(Counter(r['label'] for r in rows).items())) if task.label_set else {},
         input_words=words[len(words) // 2],
-        teacher=teacher_name(spec.task, spec.teacher_error),
+        teacher=teacher_name(task, spec.teacher_error),
         **quality(rows, read, task),
     )
 

@@ -413,7 +413,7 @@ def _who_says(spec, task):
         return 'human explanations'
     if spec.teacher:
         return set_name(spec.teacher)
-    return '' if task.brief else teacher_name(spec.task, spec.teacher_error)
+    return '' if task.brief else teacher_name(task, spec.teacher_error)
 
 
 def _majority(labels):

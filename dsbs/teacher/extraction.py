@@ -198,7 +198,7 @@ def rows_and_readings(
     "The rows of a split beside the task's own teacher."
     if task.name in PAPER and task.sources[split] == split and not task.note:
         rows = load_rows(task.name, split, task.folder)
-        written = recorded_completions(task.name, split, task.folder)
+        written = recorded_completions(task, split)
     else:
         rows, written = task[split].to_list(), completions(task, split, teacher_error)
     return rows, [read_completion(written[r['id']], FORMATS[task.name], task.label_set) for r in rows]
@@ -219,7 +219,7 @@ def teacher_accuracy(
     return dict(
         task=task.name,
         split=split,
-        teacher=teacher_name(task.name, teacher_error),
+        teacher=teacher_name(task, teacher_error),
         n=len(rows),
         correct=found['correct'],
         accuracy=found['accuracy'],

@@ -4,7 +4,6 @@ import contextlib
 import random
 import sys
 import time
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -506,14 +505,12 @@ def test_recorded_completions_read_as_ever(recorded):
         cqa=('train', 'test'), svamp=('train', 'test'), anli1=('validation',), esnli=('validation',)
     ).items():
         for split in splits:
-            seen = teacher_accuracy(load_task(name, recorded), split)
+            task = load_task(name, recorded)
+            seen = teacher_accuracy(task, split)
             counts[name, split] = seen['correct'], seen['n'], seen['unreadable']
-            said = recorded_completions(name, split, Path(recorded) / name)
-            read += [
-                [i, r.rationale, r.label, r.reason]
-                for i, text in said.items()
-                for r in [read_completion(text, FORMATS[name], PAPER[name].label_set)]
-            ]
+            for i, text in recorded_completions(task, split).items():
+                reading = read_completion(text, FORMATS[name], PAPER[name].label_set)
+                read.append([i, reading.rationale, reading.label, reading.reason])
     assert counts == {
         ('cqa', 'train'): (7234, 9741, 3),
         ('cqa', 'test'): (943, 1221, 0),
