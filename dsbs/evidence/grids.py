@@ -703,7 +703,8 @@ def vary_curve(
     if sizes and goes_over_sizes:
         unit = 'n_train' if specs[0].n_train else 'train_fraction'
         points = dict.fromkeys(replace(p, **{unit: n}) for p in points for n in sizes)
-    return [replace(p, seed=s, subset_seed=s, **settings) for p in points for s in seeds]
+    points = dict.fromkeys(replace(p, **settings) for p in points)
+    return [replace(p, seed=s, subset_seed=s) for p in points for s in seeds]
 
 
 # %% ../../nbs/evidence/35_grids.ipynb #f6ab0063
@@ -718,6 +719,8 @@ def vary(
     there = list(dict.fromkeys(c for panel in panels.values() for c in panel))
     for curve in curves:
         one_of('curve', curve, there)
+    if {'seed', 'subset_seed'} & set(settings):
+        raise UsageError('seeds are no setting of every run: name them in seeds')
     make_spec(asdict(RunSpec()) | settings)
     return {
         name: {

@@ -28,7 +28,7 @@ __all__ = [
     'answer_times',
 ]
 
-# %% ../../nbs/evidence/39_study.ipynb #192da2bf
+# %% ../../nbs/evidence/39_study.ipynb #6a366deb
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -79,7 +79,7 @@ from ..records import find_folders, one_of, read_jsonl, write_jsonl
 from ..runs.specs import RunSpec
 
 
-# %% ../../nbs/evidence/39_study.ipynb #20c2b424
+# %% ../../nbs/evidence/39_study.ipynb #3130fb6c
 @dataclass(frozen=True)
 class Asked:
     "A figure as a reader asks for it."
@@ -107,7 +107,7 @@ class Asked:
         return replace(self, changes={name: value for name, value in changes.items() if value not in ([], ())})
 
 
-# %% ../../nbs/evidence/39_study.ipynb #80583303
+# %% ../../nbs/evidence/39_study.ipynb #2d292925
 class Planned(Asked):
     "A figure whose folders and runs are known."
 
@@ -120,8 +120,12 @@ class Planned(Asked):
         return output_folder(self.preset, self.folders.reports, self.stage, bool(self.changes))
 
     @cached_property
-    def panels(self) -> dict[str, dict[str, list[RunSpec]]]:  # panel -> curve -> specs
-        return vary(grid(self.figure, self.preset, self.task, self.teacher), **self.changes)
+    def unchanged(self) -> dict[str, dict[str, list[RunSpec]]]:  # panel -> curve -> specs, as the preset has them
+        return grid(self.figure, self.preset, self.task, self.teacher)
+
+    @cached_property
+    def panels(self) -> dict[str, dict[str, list[RunSpec]]]:  # as the reader wants them
+        return vary(self.unchanged, **self.changes)
 
     @cached_property
     def panels_beside(self) -> dict[str, dict[str, list[RunSpec]]]:  # those that other presets have published
@@ -132,7 +136,7 @@ class Planned(Asked):
         return pd.DataFrame(runs_table(self.panels))
 
 
-# %% ../../nbs/evidence/39_study.ipynb #ce9ce1c8
+# %% ../../nbs/evidence/39_study.ipynb #0f4857e5
 def as_table(
     lines: Sequence[str],  # Of a Markdown table
 ) -> pd.DataFrame:
@@ -141,7 +145,7 @@ def as_table(
     return pd.DataFrame(rows[2:], columns=rows[0]).set_index('') if rows else pd.DataFrame()
 
 
-# %% ../../nbs/evidence/39_study.ipynb #12ba043d
+# %% ../../nbs/evidence/39_study.ipynb #d2596f4c
 class Measured(Planned):
     "A figure whose runs are read or made."
 
@@ -178,7 +182,7 @@ class Measured(Planned):
         return as_table(differences(self.figure, self.preset, shown or None))
 
 
-# %% ../../nbs/evidence/39_study.ipynb #5437dcfa
+# %% ../../nbs/evidence/39_study.ipynb #930d5a63
 def beside_of(
     measured: Measured,
 ) -> dict[str, Beside]:  # By panel
@@ -191,7 +195,7 @@ def beside_of(
     }
 
 
-# %% ../../nbs/evidence/39_study.ipynb #9a6236d1
+# %% ../../nbs/evidence/39_study.ipynb #5bd2ba4c
 def axes_of(
     curves: dict[str, list[RunSpec]],  # Of one panel
 ) -> list[str]:  # Any of `plotting.AXES`
@@ -205,7 +209,7 @@ def axes_of(
     return [axis for axis, some in values.items() if len(some) > 1]
 
 
-# %% ../../nbs/evidence/39_study.ipynb #33ff2bbc
+# %% ../../nbs/evidence/39_study.ipynb #fa2c39c8
 def at_common_size(
     frame: pd.DataFrame,  # From `statistics.tidy`
 ) -> pd.DataFrame:
@@ -215,7 +219,7 @@ def at_common_size(
     return frame[frame['n_train'] == frame['panel'].map(best)]
 
 
-# %% ../../nbs/evidence/39_study.ipynb #ee8d5c64
+# %% ../../nbs/evidence/39_study.ipynb #80938bcb
 class Drawn(Measured):
     "A figure that can be drawn."
 
@@ -224,8 +228,8 @@ class Drawn(Measured):
         return beside_of(self)
 
     def axis(self, panel: str) -> str:
-        "What a panel is drawn along."
-        return (axes_of((self.panels | self.panels_beside)[panel]) or ['n_train'])[0]
+        "What a panel is drawn along, also where a change leaves one point."
+        return (axes_of((self.unchanged | self.panels_beside)[panel]) or ['n_train'])[0]
 
     def save(self, fig: plt.Figure, part: str = '') -> plt.Figure:
         "Write a picture; `part` names it where a figure has several."
@@ -251,7 +255,7 @@ class Drawn(Measured):
         return self.draw(rows_figure, at_common_size(self.frame), self.beside, known, PANELS, part=part)
 
 
-# %% ../../nbs/evidence/39_study.ipynb #9987ddd8
+# %% ../../nbs/evidence/39_study.ipynb #94a4c644
 def maps_figure(drawn: Drawn, curves: Sequence[str]) -> plt.Figure:
     "A heat map for each panel and curve."
     panels = list(drawn.found) or ['']
@@ -274,7 +278,7 @@ def headline_figure(least: pd.DataFrame) -> plt.Figure:
     return fig
 
 
-# %% ../../nbs/evidence/39_study.ipynb #02203594
+# %% ../../nbs/evidence/39_study.ipynb #20c96be8
 def learning_figure(drawn: Drawn) -> plt.Figure:
     "Validation accuracy against tokens, a panel for each dataset."
     panels = list(drawn.found) or ['']
@@ -293,7 +297,7 @@ def cost_figure(costs: pd.DataFrame) -> plt.Figure:
     return fig
 
 
-# %% ../../nbs/evidence/39_study.ipynb #8d8e5e1e
+# %% ../../nbs/evidence/39_study.ipynb #fe3b0b33
 VERDICT = ('id', 'preset', 'data', 'verdict', 'effect', 'unit', 'interval', 'n', 'detail')
 
 
@@ -302,7 +306,7 @@ class Judged(Drawn):
 
     def numbers(self, y: str = 'test_accuracy') -> pd.DataFrame:
         "Means in percent, standard errors and numbers of seeds, for each point."
-        axes = dict.fromkeys(x for p in self.found for x in axes_of((self.panels | self.panels_beside)[p]))
+        axes = dict.fromkeys(x for p in self.found for x in axes_of((self.unchanged | self.panels_beside)[p]))
         return accuracy_table(self.frame, list(axes) or ['n_train'], y)
 
     def gains(self, of: str = 'step_by_step', over: Sequence[str] = ()) -> pd.DataFrame:
@@ -329,7 +333,7 @@ class Judged(Drawn):
         return pd.DataFrame(rows).astype(object).fillna('')
 
 
-# %% ../../nbs/evidence/39_study.ipynb #58eb08dc
+# %% ../../nbs/evidence/39_study.ipynb #c69f339b
 class Study(Judged):
     "A figure, and all that its notebook shows."
 
@@ -360,7 +364,7 @@ class Study(Judged):
         return pd.DataFrame(rows)
 
 
-# %% ../../nbs/evidence/39_study.ipynb #6250e8bc
+# %% ../../nbs/evidence/39_study.ipynb #6b5d812a
 DESCRIBED = ('preset', 'panel', 'split', 'teacher', 'n', 'labels', 'input_words', 'accuracy', 'disagrees', 'outside')
 DESCRIBED += ('reasons', 'rationale_words')
 
@@ -376,7 +380,7 @@ def described(
     return pd.DataFrame(read_described(published), columns=DESCRIBED)
 
 
-# %% ../../nbs/evidence/39_study.ipynb #a11aa65d
+# %% ../../nbs/evidence/39_study.ipynb #d6311fe8
 def data_table(
     data: pd.DataFrame,  # From `described`
 ) -> pd.DataFrame:
@@ -396,7 +400,7 @@ def teacher_table(
     return table[['dataset', 'split', 'teacher', 'n', 'accuracy', 'disagrees', 'outside', 'unreadable', 'words']]
 
 
-# %% ../../nbs/evidence/39_study.ipynb #380e1ff8
+# %% ../../nbs/evidence/39_study.ipynb #a64ae6da
 TIMED = ('scratch-32x2', 'scratch-64x2', 'scratch-128x2', 'scratch-256x4', 'scratch-512x6')  # Students
 COSTS = ('student', 'parameters', 'form', 'new_tokens', 'milliseconds', 'threads')
 
