@@ -66,7 +66,8 @@ from pathlib import Path
 import pandas as pd
 
 from ..data.embedded import EMBEDDED, EMBEDDED_SIZES
-from .grids import FIGURES, PAPER_PANELS, grid, read_described, specs_of, teacher_lines
+from .grids import FIGURES, PAPER_PANELS, grid, specs_of
+from .published import read_described, teacher_lines
 from .statistics import mean_interval
 from ..records import one_of
 from ..runs.experiments import find_published
@@ -769,7 +770,7 @@ def judge(
     results: Path,  # Folder of published results
     preset: str | None = None,  # One of `JUDGED`; None or "recorded": all
     figure: str | None = None,  # One of `grids.FIGURES`: only claims about it
-    teachers: dict[str, float] | None = None,  # From `grids.teacher_lines`; None: as published beside the results
+    teachers: dict[str, float] | None = None,  # From `published.teacher_lines`; None: as published beside the results
 ) -> list[dict]:  # id, where, text, figure, preset, data, verdict, effect, unit, interval, n, detail
     "Every claim of the paper, judged by the published records."
     presets = JUDGED if preset in (None, 'recorded') else (one_of('preset', preset, (*JUDGED, 'recorded')),)

@@ -71,20 +71,9 @@ from traitlets.config import Config
 
 from ..data.tasks import load_task
 from .claims import judge
-from dsbs.evidence.grids import (
-    FIGURES,
-    PANELS,
-    PRESETS,
-    describe,
-    grid,
-    keep_described,
-    measure,
-    output_folder,
-    presets_of,
-    publish,
-    read_described,
-)
+from .grids import FIGURES, PANELS, PRESETS, grid, measure, output_folder, presets_of, publish
 from .page import write_page
+from .published import describe, keep_described, read_described
 from .statistics import examples_needed, summary, tidy
 from dsbs.records import (
     Folders,

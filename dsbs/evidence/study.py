@@ -40,20 +40,15 @@ from matplotlib import pyplot as plt
 from .claims import JUDGED, judge
 from dsbs.evidence.grids import (
     PANELS,
-    describe,
-    differences,
     grid,
     in_order,
-    keep_described,
     measure,
     missing,
     output_folder,
     presets_of,
     publish,
     published_beside,
-    read_described,
     runs_table,
-    teacher_lines,
     vary,
 )
 from dsbs.evidence.plotting import (
@@ -73,7 +68,15 @@ from dsbs.evidence.plotting import (
     save_figure,
     shared_legend,
 )
-from .published import PAPER_TABLES, REPRODUCTIONS
+from dsbs.evidence.published import (
+    PAPER_TABLES,
+    REPRODUCTIONS,
+    describe,
+    differences,
+    keep_described,
+    read_described,
+    teacher_lines,
+)
 from .statistics import examples_needed, paired_gains, smallest_and_least, summary, tidy
 from ..records import find_folders, one_of, read_jsonl, write_jsonl
 from ..runs.specs import RunSpec
@@ -371,7 +374,7 @@ DESCRIBED += ('reasons', 'rationale_words')
 
 def described(
     study: Study,
-) -> pd.DataFrame:  # Columns `DESCRIBED`; see `grids.describe`
+) -> pd.DataFrame:  # Columns `DESCRIBED`; see `published.describe`
     "What the datasets hold and how good their teachers are."
     published = study.folders.reports / 'datasets.jsonl'
     if study.preset != 'recorded':

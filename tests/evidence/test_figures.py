@@ -172,8 +172,8 @@ def test_reading_and_drawing_do_not_load_torch():
 
 def test_the_report_and_the_readme_show_the_published_records(published):
     from dsbs.evidence.claims import judge
-    from dsbs.evidence.grids import read_described
     from dsbs.evidence.page import page_html
+    from dsbs.evidence.published import read_described
     from dsbs.evidence.reporting import headline, verdicts
 
     reports = published / 'reports'

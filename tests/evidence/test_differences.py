@@ -2,7 +2,8 @@
 
 import pytest
 
-from dsbs.evidence.grids import FIGURES, PAPER_FIGURES, differences, grid, presets_of, specs_of, vary
+from dsbs.evidence.grids import FIGURES, PAPER_FIGURES, grid, presets_of, specs_of, vary
+from dsbs.evidence.published import differences
 
 
 def table(lines):
