@@ -32,7 +32,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
-from ..records import UsageError, WorkFailed, told
+from ..data.fetch import told
+from ..records import UsageError, WorkFailed
 from .questions import Answer, AnswerStore, Question, Sampling, answer_key
 from .replies import AskOtherwise, NoAnswer, Refused, TryAgain, same_model, say
 
@@ -171,7 +172,7 @@ class Asking:
     concurrency: int = 8  # Questions under way at most
     budget: int | None = None  # Tokens that the call may use
     tries: int = 6  # For one question
-    whatever: bool = False  # Ask on when the first replies are paid for and of no use, such as cut short
+    tolerant: bool = False  # Go on where the first paid replies are of no use, such as cut short
     progress: Callable[[int, int, int], None] = _silent  # Told how many are done, how many were sent, and tokens
     clock: Clock = Clock()
 
@@ -196,7 +197,7 @@ class Call:
     backend: object  # With `endpoint`, `model` and `ask`
     store: AnswerStore
     sampling: Sampling
-    how: Asking
+    settings: Asking
     health: Health
     queue: Queue = field(default_factory=Queue)
     result: Asked = field(default_factory=lambda: Asked({}))
@@ -221,7 +222,7 @@ class Call:
         self.tell()
 
     def tell(self):
-        self.how.progress(len(self.result.answers), self.result.sent, self.result.tokens)
+        self.settings.progress(len(self.result.answers), self.result.sent, self.result.tokens)
 
 
 # %% ../../nbs/teacher/15_live.ipynb #a4bb3427
@@ -238,11 +239,11 @@ def _line_up(call, questions):
         call.rows.setdefault(key, []).append((question.id, question.sample))
 
 
-def new_call(questions, backend, store, sampling, how) -> Call:
+def new_call(questions, backend, store, sampling, settings) -> Call:
     "A call with its questions lined up."
     rows = len({question.id for question in questions})
-    call = Call(backend, store, sampling, how, Health(rows, store.knows(backend.endpoint, backend.model)))
-    call.places = float(how.concurrency)
+    call = Call(backend, store, sampling, settings, Health(rows, store.knows(backend.endpoint, backend.model)))
+    call.places = float(settings.concurrency)
     _line_up(call, questions)
     return call
 
@@ -258,8 +259,8 @@ def _give_up(call, question, failure, shown=None):  # shown: the paid reply, whe
     if call.ended or not is_hopeless(health):
         return
     rows = len(health.alike())
-    how = f'{rows} questions in a row' if health.answered else f'the first {rows} questions'
-    failed = f'{endpoint}: {how} failed alike ({failure.reason}), so no more were sent'
+    failing = f'{rows} questions in a row' if health.answered else f'the first {rows} questions'
+    failed = f'{endpoint}: {failing} failed alike ({failure.reason}), so no more were sent'
     call.ended = WorkFailed(told(failed, failure.hint, failure.says))
 
 
@@ -267,13 +268,13 @@ def _give_up(call, question, failure, shown=None):  # shown: the paid reply, whe
 def _try_again(call, question, attempt, failure):
     if failure.reason == 'status 429':
         call.places = max(1.0, call.places / 2)
-    if attempt >= tries_for(failure, call.health.answered, call.how.tries):
+    if attempt >= tries_for(failure, call.health.answered, call.settings.tries):
         return _give_up(call, question, failure)
     call.health.request_failed()
     if failure.busy and not (call.health.answered or call.told_busy):
         say(told(f'{call.backend.endpoint} is busy ({failure.reason}): waiting for it', failure.hint, failure.says))
         call.told_busy = True
-    call.queue.postpone(call.how.clock.time() + wait_before(failure, attempt), question, attempt + 1)
+    call.queue.postpone(call.settings.clock.time() + wait_before(failure, attempt), question, attempt + 1)
 
 
 # %% ../../nbs/teacher/15_live.ipynb #265d7c03
@@ -290,7 +291,7 @@ def _keep(call, question, answer):
     call.store.put(call.key(question), request, answer)
     used = answer.prompt_tokens + answer.completion_tokens
     call.result.tokens += used or most_tokens(question, call.sampling)
-    call.places = min(call.how.concurrency, call.places + 1 / call.places)
+    call.places = min(call.settings.concurrency, call.places + 1 / call.places)
     _count(call, question, call.judged(answer))
 
 
@@ -300,7 +301,7 @@ def _count(call, question, answer):
         _end_for_other_model(call, answer.served)
     else:
         call.paid = True
-    if other or (answer.reason in OF_NO_USE and not call.how.whatever):
+    if other or (answer.reason in OF_NO_USE and not call.settings.tolerant):
         hint = OF_NO_USE.get(answer.reason, '')
         return _give_up(call, question, Refused(answer.reason, hint=hint, of_row=bool(hint)), answer)
     call.health.answer_came()
@@ -338,12 +339,12 @@ def _may_send(call, attempt):
 
 def _fits_budget(call, question):
     need = most_tokens(question, call.sampling)
-    return call.how.budget is None or call.result.tokens + call.reserved + need <= call.how.budget
+    return call.settings.budget is None or call.result.tokens + call.reserved + need <= call.settings.budget
 
 
 # %% ../../nbs/teacher/15_live.ipynb #188293f2
 async def _send(call):
-    call.queue.wake(call.how.clock.time())
+    call.queue.wake(call.settings.clock.time())
     while call.queue.ready and not call.ended and _may_send(call, call.queue.ready[0][1]):
         question, attempt = call.queue.ready[0]
         if not _fits_budget(call, question):
@@ -362,8 +363,8 @@ async def _send(call):
 async def _wait(call):
     pause = []
     if call.queue.later:
-        seconds = max(0.0, call.queue.later[0][0] - call.how.clock.time())
-        pause.append(asyncio.ensure_future(call.how.clock.sleep(seconds)))
+        seconds = max(0.0, call.queue.later[0][0] - call.settings.clock.time())
+        pause.append(asyncio.ensure_future(call.settings.clock.sleep(seconds)))
     done, _ = await asyncio.wait([*call.under_way, *pause], return_when=asyncio.FIRST_COMPLETED)
     for sleeping in pause:
         sleeping.cancel()
@@ -409,13 +410,13 @@ def ask_all(
     questions: Sequence[Question],
     backend,  # With `endpoint`, `model`, `ask` and perhaps `close`
     store: AnswerStore,
-    sampling: Sampling | None = None,  # `Sampling()` when not given
-    **how,  # Fields of `Asking`
+    sampling: Sampling = Sampling(),
+    **settings,  # Fields of `Asking`
 ) -> Asked:
     """Ask what was not answered before; every answer is stored as it comes.
 
     Raises `UsageError` or `WorkFailed` when nothing was answered and nothing would be."""
-    work = _ask_all(new_call(questions, backend, store, sampling or Sampling(), Asking(**how)))
+    work = _ask_all(new_call(questions, backend, store, sampling, Asking(**settings)))
     try:
         asyncio.get_running_loop()
     except RuntimeError:

@@ -184,7 +184,7 @@ def extract(
         concurrency=settings.concurrency,
         budget=settings.budget,
         progress=settings.progress,
-        whatever=settings.max_failed >= 1,
+        tolerant=settings.max_failed >= 1,
     )
     read, failures = _read_answers(said.answers, rows, settings.samples, prompt.form, task.label_set)
     found = held.with_new(read)
