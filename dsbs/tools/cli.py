@@ -362,14 +362,11 @@ def _dry_run(args):
     return dict(preset=args.preset, figures={name: len(some) for name, some in wanted.items()}) | needed
 
 
-def _workflow(args):
+def _workflow(wanted, engine, folder):
     from dsbs.tools.cluster import emit_snakemake
 
-    engine, folder = args.emit
     one_of('engine', engine, ('snakemake',))
-    own = args.task or '', args.teacher or ''
-    written = emit_snakemake(args.names, args.preset, folder, args.data_dir, args.reports, *own, args.workers)
-    return {'written': [str(path) for path in written]}
+    return {'written': [str(path) for path in emit_snakemake(wanted, folder)]}
 
 
 # %% ../../nbs/tools/46_cli.ipynb #2b0fe3c5
@@ -408,8 +405,6 @@ WHAT_TO_DRAW = (
 def _reproduce(args):
     if args.dry_run:
         return _dry_run(args)
-    if args.emit:
-        return _workflow(args)
     from dsbs.evidence.reporting import Reproduction, reproduce
 
     wanted = Reproduction(
@@ -422,6 +417,8 @@ def _reproduce(args):
         args.retry_failed,
         args.cell_timeout,
     )
+    if args.emit:
+        return _workflow(wanted, *args.emit)
     return {'written': [str(path) for path in reproduce(wanted)]}
 
 

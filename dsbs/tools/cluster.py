@@ -7,15 +7,29 @@ __all__ = [
     'GPU_GB',
     'HEAD_ROOM',
     'CPU_JOB',
+    'RUN_RULE',
+    'FIGURE_RULE',
     'MARK',
     'SNAKEFILE',
-    'FIGURE',
-    'RUN',
+    'SHARED_SETTINGS',
     'PROFILES',
     'README',
     'run_settings',
+    'gpus_for',
     'job_resources',
+    'keys_of',
     'runs_to_make',
+    'Workflow',
+    'inside_project',
+    'reproduce_words',
+    'run_rules',
+    'figure_rule',
+    'snakefile',
+    'literal_table',
+    'runs_table',
+    'readme',
+    'check_new_folder',
+    'check_runs_folder',
     'emit_snakemake',
 ]
 
@@ -24,30 +38,16 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Iterable
-from dataclasses import fields
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields, replace
 from math import ceil
 from pathlib import Path
 from string import Template
 
-from ..evidence.grids import PRESETS, grid, presets_of, specs_of
+from ..evidence.grids import PRESETS, grid, specs_of
 from ..evidence.plan import SHAPES, estimate, example_lengths
-from ..evidence.reporting import check_own_task, check_preset, figure_notebooks
-from dsbs.records import (
-    UsageError,
-    canonical_json,
-    hash_json,
-    one_of,
-    project_root,
-    reports_dir,
-    write_text,
-)
-from dsbs.records import (
-    data_dir as find_data_dir,
-)
-from dsbs.records import (
-    runs_dir as find_runs_dir,
-)
+from ..evidence.reporting import Reproduction, check_own_task, notebooks_for
+from ..records import Folders, UsageError, canonical_json, hash_json, one_of, project_root, reports_dir, write_text
 from ..runs.experiments import find_published
 from ..runs.specs import RunSpec, run_key
 
@@ -55,62 +55,169 @@ from ..runs.specs import RunSpec, run_key
 # %% ../../nbs/tools/43_cluster.ipynb #a0b3aea8
 def run_settings(spec: RunSpec) -> list[str]:
     "The KEY=VALUE words with which `dsbs run` makes this run."
-    return [
-        f'{f.name}={str(value).lower() if isinstance(value, bool) else value}'
-        for f in fields(spec)
-        if (value := getattr(spec, f.name)) != f.default and value is not None
-    ]
+    words = []
+    for f in fields(spec):
+        value = getattr(spec, f.name)
+        if value is not None and value != f.default:
+            words.append(f'{f.name}={str(value).lower() if isinstance(value, bool) else value}')
+    return words
+
+
+# %% ../../nbs/tools/43_cluster.ipynb #2f2f690d
+GPU_GB, HEAD_ROOM = 80, 1.2  # Memory of the GPUs that jobs ask for; what they ask for, over the estimate
+
+
+def gpus_for(
+    gb: float,  # What the run takes on one GPU, as estimated
+    params: float,  # Of the student
+) -> int:  # A power of two
+    "How many GPUs hold a run."
+    for gpus in (2**i for i in range(9)):
+        gathered = 4 * params / 1e9 if gpus > 1 else 0
+        if HEAD_ROOM * gb / gpus + gathered <= GPU_GB:
+            return gpus
+    raise UsageError(f'a run of {gb:,.0f} GB does not fit 256 GPUs of {GPU_GB} GB')
 
 
 # %% ../../nbs/tools/43_cluster.ipynb #0ddc69a0
-GPU_GB, HEAD_ROOM = 80, 1.2  # Memory of the GPUs that are asked for; what is asked for, over the estimate
 CPU_JOB = dict(gpu=0, threads=1, mem_mb=4000, runtime=120)  # Of a student from random weights
 
 
 def job_resources(
     spec: RunSpec,
-    tokens: tuple[float, float, float]
-    | None = None,  # Of an example: its input, rationale and label; only for students of `plan.SHAPES`
-) -> dict:  # gpu: how many; threads; mem_mb: of the host, in MB; runtime: minutes; all for the first attempt
+    tokens: tuple[float, float, float] | None = None,  # Of an example's input, rationale, label; for `plan.SHAPES` only
+) -> dict:  # gpu: how many; threads; mem_mb: MB of the host; runtime: minutes; all for the first attempt
     "What the job of a run asks for."
     if spec.student not in SHAPES:
         return CPU_JOB | dict(threads=spec.threads)
-    (gb, hours), params = estimate(spec, tokens), SHAPES[spec.student][0]
-    gpus = next(
-        n for n in (2**i for i in range(9)) if HEAD_ROOM * gb / n + (4 * params / 1e9 if n > 1 else 0) <= GPU_GB
-    )
-    return dict(
-        gpu=gpus, threads=8, mem_mb=8000 + ceil((8 + 4 * gpus) * params / 1e6), runtime=30 + ceil(2 * 60 * hours)
-    )
+    gb, hours = estimate(spec, tokens)
+    params = SHAPES[spec.student][0]
+    gpus = gpus_for(gb, params)
+    host = 8000 + ceil((8 + 4 * gpus) * params / 1e6)
+    return dict(gpu=gpus, threads=8, mem_mb=host, runtime=30 + ceil(2 * 60 * hours))
+
+
+# %% ../../nbs/tools/43_cluster.ipynb #5e4bc9e6
+def keys_of(
+    specs: Sequence[RunSpec],
+    preset: str,  # For the message
+    folders: Folders,
+) -> dict[RunSpec, str]:
+    "The keys of runs; a `UsageError` says how many of them lack their data."
+    keys, wrong = {}, []
+    for s in specs:
+        try:
+            keys[s] = run_key(s, folders)
+        except UsageError as e:
+            wrong.append(e)
+    if wrong:
+        raise UsageError(
+            f'{len(wrong)} of {len(specs)} runs cannot be named without their data: {wrong[0]} '
+            f'(dsbs reproduce --preset {preset} --dry-run lists all that is missing)'
+        )
+    return keys
 
 
 # %% ../../nbs/tools/43_cluster.ipynb #365ef1fa
 def runs_to_make(
+    wanted: Reproduction,
     figures: Iterable[str],  # Of `grids.FIGURES`
-    preset: str,
-    results: Path,  # Folder of published results
-    data_dir: str | Path | None = None,
-    **own: str,  # Preset "own": task and teacher
 ) -> dict[str, dict[str, RunSpec]]:  # figure -> key -> spec
     "The runs that figures need and that are not published; a `UsageError` when their data are not there."
-    grids = {f: specs_of(grid(f, preset, **own)) for f in figures}
+    grids = {f: specs_of(grid(f, wanted.preset, **wanted.own)) for f in figures}
     specs = list(dict.fromkeys(s for some in grids.values() for s in some))
-    read = {} if preset in ('quick', 'smoke', 'own') else dict(zip(specs, find_published(results, specs)))
-    keys, wrong = {}, []
-    for s in specs:
-        try:
-            keys[s] = run_key(s, data_dir)
-        except UsageError as e:
-            wrong.append(str(e))
-    if wrong:
-        raise UsageError(
-            f'{len(wrong)} of {len(specs)} runs cannot be named without their data: {wrong[0]} (dsbs reproduce --preset {preset} --dry-run lists all that is missing)'
-        )
-    return {f: {keys[s]: s for s in some if (read.get(s) or {}).get('key') != keys[s]} for f, some in grids.items()}
+    keys, published = keys_of(specs, wanted.preset, wanted.folders), {}
+    if wanted.preset not in ('quick', 'smoke', 'own'):
+        records = find_published(wanted.folders.reports / 'results', specs)
+        published = {s: r['key'] for s, r in zip(specs, records, strict=True) if r}
+    return {f: {keys[s]: s for s in some if published.get(s) != keys[s]} for f, some in grids.items()}
+
+
+# %% ../../nbs/tools/43_cluster.ipynb #6f911c1a
+@dataclass(frozen=True)
+class Workflow:
+    "A workflow that is to be written."
+
+    wanted: Reproduction
+    folder: Path
+    runs: dict[str, dict[str, RunSpec]]  # figure -> key -> spec
+
+    @property
+    def specs(self) -> dict[str, RunSpec]:
+        "Every run once, by its key."
+        return {key: s for some in self.runs.values() for key, s in some.items()}
+
+
+# %% ../../nbs/tools/43_cluster.ipynb #198ed409
+def inside_project(path: Path) -> str:
+    "A path, relative to the project where it lies inside."
+    path, root = Path(os.path.abspath(path)), project_root()
+    return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
+
+
+# %% ../../nbs/tools/43_cluster.ipynb #8465af0f
+def reproduce_words(wanted: Reproduction, names: Sequence[str]) -> str:  # Python strings with commas between
+    "The words of the call that draws figures."
+    words = ['reproduce', *names, '--preset', wanted.preset]
+    if wanted.folders.reports != reports_dir():
+        words += ['--reports', inside_project(wanted.folders.reports)]
+    for name, folder in wanted.own.items():
+        words += [f'--{name}', folder]
+    if wanted.workers:
+        words += ['--workers', str(wanted.workers)]
+    return repr(words)[1:-1]
+
+
+# %% ../../nbs/tools/43_cluster.ipynb #0f40647f
+RUN_RULE = Template("""
+rule $name:
+    output: update(RUNS + '/{key}/record.json')
+    wildcard_constraints: key='|'.join(key for key, s in SPECS.items() if $which)
+    params: command=lambda w: run(w.key), runs=lambda w, output: runs_of(output)
+    threads: lambda w: SPECS[w.key]['threads']
+    resources:
+        mem_mb=lambda w, attempt: SPECS[w.key]['mem_mb']*attempt,
+        runtime=lambda w, attempt: SPECS[w.key]['runtime']*attempt$gpu
+    shell: 'DSBS_RUNS={params.runs:q} {params.command}'
+""")
+
+
+# %% ../../nbs/tools/43_cluster.ipynb #83b579f6
+def run_rules(specs: Iterable[RunSpec]) -> str:
+    "A rule for runs without a GPU and one for those with, as far as there are any."
+    on_gpu = {job_resources(s, (1, 1, 1))['gpu'] > 0 for s in specs}
+    text = ''
+    if False in on_gpu:
+        text += RUN_RULE.substitute(name='run', which="not s['gpu']", gpu='')
+    if True in on_gpu:
+        gpu = ",\n        gpu=lambda w: SPECS[w.key]['gpu']"
+        text += RUN_RULE.substitute(name='run_gpu', which="s['gpu']", gpu=gpu)
+    return text
+
+
+# %% ../../nbs/tools/43_cluster.ipynb #9e967fac
+FIGURE_RULE = Template("""
+rule $name:
+    input: records(FIGURES[$quoted])
+    params: command=lambda w: dsbs($words), runs=lambda w, input: runs_of(input)
+    threads: $workers
+    resources: mem_mb=lambda w, attempt: 4000*attempt, runtime=lambda w, attempt: 60*attempt, reports=1
+    shell: 'DSBS_RUNS={params.runs:q} {params.command}'
+""")
+
+
+# %% ../../nbs/tools/43_cluster.ipynb #43f8c22c
+def figure_rule(wanted: Reproduction, figure: str) -> str:
+    "The rule that makes a figure's runs and draws it."
+    words = reproduce_words(wanted, [figure])
+    return FIGURE_RULE.substitute(name=figure, quoted=repr(figure), words=words, workers=wanted.workers or 2)
 
 
 # %% ../../nbs/tools/43_cluster.ipynb #5f7dcb30
-MARK = '# Written by dsbs reproduce --emit snakemake; call it again rather than change this. README.md says how to start it.\n'
+MARK = (
+    '# Written by dsbs reproduce --emit snakemake; call it again rather than change this. '
+    'README.md says how to start it.\n'
+)
 
 SNAKEFILE = Template(
     MARK
@@ -129,7 +236,8 @@ def run(key): # by as many processes as there are GPUs
     command, gpus = dsbs('run', *SPECS[key]['settings']), SPECS[key]['gpu']
     if gpus < 2: return command
     program = shutil.which(DSBS) or DSBS
-    launch = [os.path.join(os.path.dirname(program), 'accelerate'), 'launch', '--config_file', 'configs/fsdp2.yaml', '--main_process_port', '0', '--num_processes', str(gpus)]
+    launch = [os.path.join(os.path.dirname(program), 'accelerate'), 'launch', '--config_file', \
+'configs/fsdp2.yaml', '--main_process_port', '0', '--num_processes', str(gpus)]
     return shlex.join([*launch, program]) + command[len(shlex.quote(DSBS)):]
 def records(keys): return [f'{RUNS}/{key}/record.json' for key in keys]
 def runs_of(records): return os.path.dirname(os.path.dirname(records[0])) if records else RUNS
@@ -143,29 +251,46 @@ rule all: # every figure, and the report
 $figures$kinds"""
 )
 
-FIGURE = Template("""
-rule $name:
-    input: records(FIGURES[$quoted])
-    params: command=lambda w: dsbs($words), runs=lambda w, input: runs_of(input)
-    threads: $workers
-    resources: mem_mb=lambda w, attempt: 4000*attempt, runtime=lambda w, attempt: 60*attempt, reports=1
-    shell: 'DSBS_RUNS={params.runs:q} {params.command}'
-""")
 
-RUN = Template("""
-rule $name:
-    output: update(RUNS + '/{key}/record.json')
-    wildcard_constraints: key='|'.join(key for key, s in SPECS.items() if $which)
-    params: command=lambda w: run(w.key), runs=lambda w, output: runs_of(output)
-    threads: lambda w: SPECS[w.key]['threads']
-    resources:
-        mem_mb=lambda w, attempt: SPECS[w.key]['mem_mb']*attempt,
-        runtime=lambda w, attempt: SPECS[w.key]['runtime']*attempt$gpu
-    shell: 'DSBS_RUNS={params.runs:q} {params.command}'
-""")
+# %% ../../nbs/tools/43_cluster.ipynb #d62d84bd
+def snakefile(flow: Workflow) -> str:
+    "The rules of a workflow."
+    root, wanted = project_root(), flow.wanted
+    program = Path(sys.executable).parent / 'dsbs'
+    return SNAKEFILE.substitute(
+        root=repr(os.path.relpath(root, flow.folder) if flow.folder.is_relative_to(root) else str(root)),
+        runs=repr(inside_project(wanted.folders.runs)),
+        data=repr(inside_project(wanted.folders.data)),
+        dsbs=repr(inside_project(program) if program.exists() else 'dsbs'),
+        all=reproduce_words(wanted, list(flow.runs) if wanted.names else []),
+        workers=wanted.workers or 2,
+        figures=''.join(figure_rule(wanted, figure) for figure in flow.runs),
+        kinds=run_rules(flow.specs.values()),
+    )
+
+
+# %% ../../nbs/tools/43_cluster.ipynb #2f81c2ef
+def literal_table(name: str, rows: dict) -> str:
+    "A dictionary as Python, a line for each item."
+    lines = [f'{json.dumps(key)}: {json.dumps(value)},\n' for key, value in rows.items()]
+    return f'{name} = {{\n{"".join(lines)}}}\n'
+
+
+# %% ../../nbs/tools/43_cluster.ipynb #3470c135
+def runs_table(flow: Workflow) -> str:
+    "What each run is told and asks for, and which runs a figure needs."
+    specs = flow.specs
+    tasks = dict.fromkeys(s.task for s in specs.values() if s.student in SHAPES)
+    tokens = {task: example_lengths(task, flow.wanted.folders) for task in tasks}
+    jobs = {}
+    for key, s in sorted(specs.items()):
+        jobs[key] = dict(settings=run_settings(s)) | job_resources(s, tokens.get(s.task))
+    figures = {figure: sorted(some) for figure, some in flow.runs.items()}
+    return MARK + literal_table('SPECS', jobs) + literal_table('FIGURES', figures)
+
 
 # %% ../../nbs/tools/43_cluster.ipynb #c3be218a
-_SHARED = """keep-going: true
+SHARED_SETTINGS = """keep-going: true
 retries: 2 # memory and time grow with each
 rerun-incomplete: true
 rerun-triggers: [mtime]
@@ -174,7 +299,7 @@ PROFILES = dict(
     local=f"""executor: local
 cores: all
 resources: [gpu=1, reports=1] # gpu: as many as this machine has
-{_SHARED}""",
+{SHARED_SETTINGS}""",
     slurm=f"""executor: slurm
 jobs: 100 # in the queue at once
 resources: [reports=1]
@@ -182,7 +307,7 @@ slurm-no-account: true # or name yours: default-resources: [slurm_account=NAME, 
 slurm-status-command: squeue # works without accounting; sacct does not
 slurm-init-seconds-before-status-checks: 5
 latency-wait: 60 # for a slow shared file system, in seconds
-{_SHARED}""",
+{SHARED_SETTINGS}""",
     kubernetes=f"""executor: kubernetes
 jobs: 100
 resources: [reports=1]
@@ -194,13 +319,14 @@ default-storage-provider: fs # a folder of that volume; or s3, with its own sett
 default-storage-prefix: /dsbs/storage
 default-resources: [gpu_manufacturer='nvidia', scale=0] # scale=0: limits as well as requests, which GPUs need
 latency-wait: 60
-{_SHARED}""",
+{SHARED_SETTINGS}""",
 )
 
 # %% ../../nbs/tools/43_cluster.ipynb #b80829b5
 README = Template("""# $runs runs as jobs
 
-Written by `dsbs reproduce --emit snakemake` for preset `$preset`: $about. Needs Snakemake 9 in an environment of its own: `pip install -r requirements-cluster.txt`. In the project's folder:
+Written by `dsbs reproduce --emit snakemake` for preset `$preset`: $about. Needs Snakemake 9 in an environment of \
+its own: `pip install -r requirements-cluster.txt`. In the project's folder:
 
 ```
 snakemake -s $folder/Snakefile --profile $folder/profiles/local
@@ -208,118 +334,71 @@ snakemake -s $folder/Snakefile --profile $folder/profiles/slurm
 snakemake -s $folder/Snakefile --profile $folder/profiles/kubernetes
 ```
 
-The name of a figure at the end, such as `$example`, makes its runs and draws it alone; `--dry-run` only lists the jobs. When something was stopped or killed, the same command goes on; what is recorded is not made again.
+The name of a figure at the end, such as `$example`, makes its runs and draws it alone; `--dry-run` only lists the \
+jobs. When something was stopped or killed, the same command resumes; what is recorded is not made again.
 
-- `Snakefile`: the rules. `runs.smk`: each run's name, settings and what its job asks for, roughly (`plan.estimate`), with head room; GPUs of $gpu_gb GB.
-- `profiles/`: change these, they are kept when this folder is written again. Folders and the command can be changed in the call: `--config root=PROJECT runs=RUNS data=DATA dsbs=COMMAND`.
-- `local` takes as many CPUs as there are, and one GPU. `slurm` needs the project, data and runs on a file system that all nodes see.
-- `kubernetes` has never been tried on a cluster, only parsed. It needs an image and a volume of yours, named in the profile, and this folder inside the project's. A pod keeps nothing but its record: a run that is stopped starts anew.
+- `Snakefile`: the rules. `runs.smk`: each run's name, settings and what its job asks for, roughly \
+(`plan.estimate`), with head room; GPUs of $gpu_gb GB.
+- `profiles/`: change these, they are kept when this folder is written again. Folders and the command can be \
+changed in the call: `--config root=PROJECT runs=RUNS data=DATA dsbs=COMMAND`.
+- `local` takes as many CPUs as there are, and one GPU. `slurm` needs the project, data and runs on a file system \
+that all nodes see.
+- `kubernetes` has never been tried on a cluster, only parsed. It needs an image and a volume of yours, named in \
+the profile, and this folder inside the project's. A pod keeps nothing but its record: a run that is stopped starts \
+anew.
 - A run that asks for several GPUs is started by `accelerate launch` with `configs/fsdp2.yaml`.
 """)
 
 
-# %% ../../nbs/tools/43_cluster.ipynb #2363cf25
-def emit_snakemake(
-    names: list[str],  # Figures, or beginnings of their names; all that have the preset when empty
-    preset: str,
-    folder: str | Path,  # A new or empty folder, or one written before
-    data_dir: str | Path | None = None,  # Folder of the datasets; see `records.data_dir`
-    reports: str | Path | None = None,  # Folder of the reports; see `records.reports_dir`
-    task: str = '',  # Preset own: the task folder
-    teacher: str = '',  # Preset own: the folder of its rationale set
-    workers: int = 0,  # CPUs of the job that draws; 0: two
-) -> list[Path]:  # The files
-    "Write a Snakemake workflow that makes the runs of figures and draws them."
-    one_of('preset of a workflow', preset, [p for p in PRESETS if p != 'recorded'])
-    own = check_own_task(preset, task, teacher, data_dir)
-    paths = figure_notebooks(names)
-    for path in paths if names else ():
-        check_preset(path, preset)
-    figures = [p.stem for p in paths if preset in presets_of(p.stem)]
-    folder, runs = _new_folder(folder), _without_braces(find_runs_dir())
-    made = runs_to_make(figures, preset, reports_dir(reports) / 'results', data_dir, **own)
-    specs = {key: s for some in made.values() for key, s in some.items()}
-    texts = {
-        'Snakefile': _snakefile(figures, names, preset, folder, data_dir, reports, own, workers, specs, runs),
-        'runs.smk': _table(specs, made, data_dir),
-        'README.md': README.substitute(
-            runs=len(specs),
-            preset=preset,
-            about=', '.join(figures),
-            folder=shlex.quote(_shown(folder)),
-            example=figures[0],
-            gpu_gb=GPU_GB,
-        ),
-    }
-    for name, text in PROFILES.items():
-        if not (folder / 'profiles' / name / 'config.yaml').exists():
-            texts[f'profiles/{name}/config.yaml'] = text
-    keys = sorted(specs)
-    write_text(runs / 'grids' / f'{hash_json(keys)[:16]}.json', canonical_json(keys))
-    return [write_text(folder / name, text) for name, text in texts.items()]
+# %% ../../nbs/tools/43_cluster.ipynb #1c1b7aea
+def readme(flow: Workflow) -> str:
+    "How to start a workflow."
+    return README.substitute(
+        runs=len(flow.specs),
+        preset=flow.wanted.preset,
+        about=', '.join(flow.runs),
+        folder=shlex.quote(inside_project(flow.folder)),
+        example=next(iter(flow.runs)),
+        gpu_gb=GPU_GB,
+    )
 
 
-def _new_folder(folder):
+# %% ../../nbs/tools/43_cluster.ipynb #9366bbd1
+def check_new_folder(folder: str | Path) -> Path:
+    "A whole path; a `UsageError` where something else than a workflow of ours is there."
     folder = Path(folder).expanduser().resolve()
+    rules = folder / 'Snakefile'
     if folder.exists() and not folder.is_dir():
         raise UsageError(f'--emit snakemake {folder}: is a file; name a folder')
-    theirs = folder.is_dir() and any(folder.iterdir()) and not (folder / 'Snakefile').is_file()
-    if theirs or (
-        (folder / 'Snakefile').is_file()
-        and not (folder / 'Snakefile').read_text(encoding='utf-8', errors='replace').startswith(MARK)
-    ):
+    ours = rules.is_file() and rules.read_text(encoding='utf-8', errors='replace').startswith(MARK)
+    if folder.is_dir() and any(folder.iterdir()) and not ours:
         raise UsageError(f'--emit snakemake {folder}: there is something already; name a new folder')
     return folder
 
 
-def _without_braces(runs):
-    if set(_shown(runs)) & set('{}'):
+# %% ../../nbs/tools/43_cluster.ipynb #917354f5
+def check_runs_folder(runs: Path):
+    "Raise a `UsageError` where Snakemake would misread the path of the runs."
+    if set(inside_project(runs)) & set('{}'):
         raise UsageError(f'runs folder {runs}: Snakemake takes braces for wildcards; name another with $DSBS_RUNS')
-    return runs
 
 
-def _shown(path):  # relative to the project where it lies inside
-    path, root = Path(os.path.abspath(path)), project_root()
-    return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
-
-
-def _snakefile(figures, names, preset, folder, data_dir, reports, own, workers, specs, runs):
-    root, dsbs = project_root(), Path(sys.executable).parent / 'dsbs'
-    options = [
-        '--preset',
-        preset,
-        *(['--reports', _shown(reports_dir(reports))] if reports else []),
-        *(w for k, v in own.items() for w in (f'--{k}', v)),
-        *(['--workers', str(workers)] if workers else []),
-    ]
-    words = lambda names: repr(['reproduce', *names, *options])[1:-1]
-    kinds = dict(run=("not s['gpu']", ''), run_gpu=("s['gpu']", ",\n        gpu=lambda w: SPECS[w.key]['gpu']"))
-    there = {'run_gpu' if job_resources(s, (1, 1, 1))['gpu'] else 'run' for s in specs.values()}
-    return SNAKEFILE.substitute(
-        root=repr(os.path.relpath(root, folder) if folder.is_relative_to(root) else str(root)),
-        runs=repr(_shown(runs)),
-        data=repr(_shown(find_data_dir(data_dir))),
-        dsbs=repr(_shown(dsbs) if dsbs.exists() else 'dsbs'),
-        all=words(figures if names else []),
-        workers=workers or 2,
-        figures=''.join(
-            FIGURE.substitute(name=f, quoted=repr(f), words=words([f]), workers=workers or 2) for f in figures
-        ),
-        kinds=''.join(
-            RUN.substitute(name=name, which=which, gpu=gpu) for name, (which, gpu) in kinds.items() if name in there
-        ),
-    )
-
-
-def _table(specs, made, data_dir):  # Python that Snakemake reads: one line for each run
-    tokens = {
-        t: example_lengths(t, data_dir)[:3]
-        for t in dict.fromkeys(s.task for s in specs.values() if s.student in SHAPES)
-    }
-    jobs = {
-        key: dict(settings=run_settings(s)) | job_resources(s, tokens.get(s.task)) for key, s in sorted(specs.items())
-    }
-    lines = lambda name, rows: (
-        f'{name} = {{\n' + ''.join(f'{json.dumps(k)}: {json.dumps(v)},\n' for k, v in rows.items()) + '}\n'
-    )
-    return MARK + lines('SPECS', jobs) + lines('FIGURES', {f: sorted(some) for f, some in made.items()})
+# %% ../../nbs/tools/43_cluster.ipynb #2363cf25
+def emit_snakemake(
+    wanted: Reproduction,
+    folder: str | Path,  # A new or empty folder, or one written before
+) -> list[Path]:  # The files
+    "Write a Snakemake workflow that makes the runs of figures and draws them."
+    one_of('preset of a workflow', wanted.preset, [p for p in PRESETS if p != 'recorded'])
+    wanted = replace(wanted, **check_own_task(wanted.preset, wanted.task, wanted.teacher, wanted.folders))
+    figures = [path.stem for path in notebooks_for(wanted)]
+    folder = check_new_folder(folder)
+    check_runs_folder(wanted.folders.runs)
+    flow = Workflow(wanted, folder, runs_to_make(wanted, figures))
+    texts = {'Snakefile': snakefile(flow), 'runs.smk': runs_table(flow), 'README.md': readme(flow)}
+    for name, text in PROFILES.items():
+        if not (folder / 'profiles' / name / 'config.yaml').exists():
+            texts[f'profiles/{name}/config.yaml'] = text
+    keys = sorted(flow.specs)
+    write_text(wanted.folders.runs / 'grids' / f'{hash_json(keys)[:16]}.json', canonical_json(keys))
+    return [write_text(folder / name, text) for name, text in texts.items()]

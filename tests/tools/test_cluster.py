@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest, yaml
 
-from dsbs.tools import cluster
-from dsbs.tools.cluster import MARK, PROFILES, emit_snakemake, run_settings
+from dsbs.tools.cluster import PROFILES, Workflow, emit_snakemake, run_settings, runs_table, snakefile
 from dsbs.evidence.grids import grid, specs_of
+from dsbs.evidence.reporting import Reproduction
+from dsbs.records import Folders, find_folders
 from dsbs.runs.specs import RunSpec, make_spec, run_key
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,6 +38,10 @@ def project(tmp_path, monkeypatch):
 def snakemake(project, *args, profile='local', jobs='jobs', **options):
     command = [snakemake_program(), '-s', f'{jobs}/Snakefile', '--profile', f'{jobs}/profiles/{profile}', *args]
     return subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=1800, **options)
+
+
+def emitted(names, preset, folder, data=None):
+    return emit_snakemake(Reproduction(names, preset, folders=find_folders(data)), folder)
 
 
 def table(folder):
@@ -89,8 +94,7 @@ def test_written_twice_it_is_the_same(project, main):
 
 def test_paper_runs_ask_for_gpus_and_others_for_none(project, recorded):
     paper, smoke = (
-        emit_snakemake(['rationale_weight'], preset, project / preset, recorded)[0].parent
-        for preset in ('paper', 'smoke')
+        emitted(['rationale_weight'], preset, project / preset, recorded)[0].parent for preset in ('paper', 'smoke')
     )
     specs, _ = table(paper)
     assert len(specs) == 20 and {s['gpu'] for s in specs.values()} == {1}
@@ -102,18 +106,18 @@ def test_paper_runs_ask_for_gpus_and_others_for_none(project, recorded):
         and 'gpu=' not in (smoke / 'Snakefile').read_text()
     )
     assert {s['gpu'] for s in table(smoke)[0].values()} == {0}
-    one = emit_snakemake(['table2'], 'smoke', project / 'more', recorded)[0].parent
+    one = emitted(['table2'], 'smoke', project / 'more', recorded)[0].parent
     assert (one / 'Snakefile').read_text().count('rule run') == 1
 
 
 def test_snakemake_reads_the_paper_grid(project, recorded):
-    emit_snakemake(['rationale_weight'], 'paper', 'jobs', recorded)
+    emitted(['rationale_weight'], 'paper', 'jobs', recorded)
     said = (done := snakemake(project, '--dry-run', profile='slurm')).stdout + done.stderr
     assert done.returncode == 0 and re.search(r'^run_gpu +20$', said, re.MULTILINE) and said.count('gpu=1') >= 20, said
 
 
 def test_a_run_that_asks_for_several_gpus_gets_as_many_processes(project, recorded):
-    code = emit_snakemake(['rationale_weight'], 'paper', project / 'jobs', recorded)[0].read_text()
+    code = emitted(['rationale_weight'], 'paper', project / 'jobs', recorded)[0].read_text()
     specs = {str(n): dict(gpu=n, settings=["task=it's"]) for n in (0, 1, 8)}
     there = dict(DSBS='some where/dsbs', DATA='data', SPECS=specs)
     exec('import os, shlex, shutil\n' + code[code.index('def dsbs(') : code.index('rule all')], there)
@@ -205,13 +209,13 @@ def test_a_wrong_call_writes_nothing_and_says_why(project, capsys, before, args,
 def test_a_runs_folder_with_braces_is_refused(project, monkeypatch):
     monkeypatch.setenv('DSBS_RUNS', 'my {runs}')
     with pytest.raises(ValueError, match='takes braces for wildcards'):
-        emit_snakemake(['fig6'], 'smoke', 'jobs')
+        emitted(['fig6'], 'smoke', 'jobs')
 
 
 @pytest.mark.parametrize('name', PROFILES)
 def test_profiles_are_of_a_form_that_snakemake_takes(project, name):
     "Only the form: this says nothing about a Kubernetes cluster."
-    emit_snakemake([FIGURE], 'smoke', 'jobs')
+    emitted([FIGURE], 'smoke', 'jobs')
     assert yaml.safe_load(PROFILES[name])['executor'] == name
     here = (
         ['--config', f'root={project}', '--default-storage-prefix', str(project / 'storage')]
@@ -242,22 +246,13 @@ def odd_jobs(project, monkeypatch):
     say.write_text(STAND_IN)
     say.chmod(0o755)
     specs = {f'ab{i}': RunSpec(task=f'/{odd}', student=f'scratch-32x{i}') for i in (1, 2)}
-    text = cluster._snakefile(
-        [FIGURE],
-        [FIGURE],
-        'own',
-        project / 'jobs',
-        project / odd,
-        project / odd,
-        dict(task=f'/{odd}', teacher=odd),
-        0,
-        specs,
-        project / "my 'runs'",
-    )
+    folders = Folders(project / odd, project / "my 'runs'", project / odd)
+    wanted = Reproduction([FIGURE], 'own', folders=folders, task=f'/{odd}', teacher=odd)
+    flow = Workflow(wanted, project / 'jobs', {FIGURE: specs})
     (project / 'jobs' / 'profiles' / 'local').mkdir(parents=True)
     (project / 'jobs' / 'profiles' / 'local' / 'config.yaml').write_text(PROFILES['local'])
-    (project / 'jobs' / 'Snakefile').write_text(text)
-    (project / 'jobs' / 'runs.smk').write_text(cluster._table(specs, {FIGURE: specs}, None))
+    (project / 'jobs' / 'Snakefile').write_text(snakefile(flow))
+    (project / 'jobs' / 'runs.smk').write_text(runs_table(flow))
 
     def start(*args):
         (project / 'said.jsonl').unlink(missing_ok=True)
@@ -344,7 +339,7 @@ def records(project):
 
 @pytest.mark.slow
 def test_the_local_executor_leaves_the_same_folders(project, made_here):
-    emit_snakemake([FIGURE], 'smoke', 'jobs')
+    emitted([FIGURE], 'smoke', 'jobs')
     done = snakemake(project)
     assert done.returncode == 0, done.stderr
     assert folders(project) == made_here and any(name.endswith('.svg') for name in made_here)
@@ -451,7 +446,7 @@ PartitionName=all Nodes={host} Default=YES MaxTime=INFINITE State=UP
 
 @pytest.mark.slow
 def test_slurm_leaves_the_same_folders_though_jobs_are_killed(project, slurm, made_here):
-    emit_snakemake([FIGURE], 'smoke', 'jobs')
+    emitted([FIGURE], 'smoke', 'jobs')
     command = [snakemake_program(), '-s', 'jobs/Snakefile', '--profile', 'jobs/profiles/slurm']
     with open(project.parent / 'log', 'w') as log:
         first = subprocess.Popen([*command, '--retries', '0', '--jobs', '1'], cwd=project, stdout=log, stderr=log)
