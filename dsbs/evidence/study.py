@@ -417,11 +417,11 @@ def answer_times(
         kept = study.folders.runs / f'prediction_cost.{study.preset}.jsonl'
         if not kept.is_file():
             from dsbs.method.answering import prediction_cost
+            from dsbs.method.stack import StackedAnswers
 
             smoke = study.preset == 'smoke'
-            write_jsonl(
-                kept, prediction_cost(('scratch-32x1', TIMED[0]) if smoke else TIMED, repeats=2 if smoke else 7)
-            )
+            sizes = ('scratch-32x1', TIMED[0]) if smoke else TIMED
+            write_jsonl(kept, prediction_cost(sizes, StackedAnswers, repeats=2 if smoke else 7))
     rows = [row for _, row in read_jsonl(kept)] if kept.is_file() else []
     if study.preset != 'recorded':
         write_jsonl(study.out / 'prediction_cost.jsonl', rows)

@@ -6,30 +6,37 @@
 __all__ = [
     'BATCH_TOKENS',
     'InputBatch',
-    'input_batches',
     'batch_by_length',
+    'input_batches',
+    'answer_settings',
+    'PlainAnswers',
+    'for_batches',
     'written',
     'generate',
     'label_accuracy',
     'unwritable',
     'likeliest_labels',
     'next_token_accuracy',
+    'cost_cases',
     'prediction_cost',
+    'seconds',
 ]
 
 # %% ../../nbs/method/23_answering.ipynb #477980e7
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch.nn.functional import cross_entropy, pad
+from transformers import GenerationConfig
+from transformers.modeling_outputs import BaseModelOutput
 
 from ..data.answers import is_correct
 from ..data.examples import Example
 from ..data.tasks import load_task
-from .multitask import LABEL_START, cut_ids
-from .stack import Stack
+from .multitask import cut_ids, padded
 from .student import as_text, make_student, special_pieces
 from .views import ANSWER_MARK, label_from_output, make_views
 from ..teacher.sets import teacher_rationales
@@ -47,6 +54,22 @@ class InputBatch:
     mask: torch.Tensor  # [R, T], one where there is a token
 
 
+def batch_by_length(
+    ids: Sequence[list[int]],  # Tokens of each input
+    padding: int,  # `tokenizer.pad_token_id`
+    batch_tokens: int = BATCH_TOKENS,
+) -> list[InputBatch]:  # Shortest inputs first
+    "Batch inputs that are tokenised."
+    made = [[]]
+    for i in sorted(range(len(ids)), key=lambda i: len(ids[i])):
+        if made[-1] and (len(made[-1]) + 1) * len(ids[i]) > batch_tokens:
+            made.append([])
+        made[-1].append(i)
+    rows = [(places, [ids[i] for i in places]) for places in made if places]
+    return [InputBatch(places, padded(some, padding), padded([[1] * len(r) for r in some], 0)) for places, some in rows]
+
+
+# %% ../../nbs/method/23_answering.ipynb #a0169e9e
 def input_batches(
     tokenizer,
     inputs: Sequence[str],  # With their prefix, as in `Views.label`
@@ -58,28 +81,67 @@ def input_batches(
     return batch_by_length([cut_ids(one, max_input) for one in ids], tokenizer.pad_token_id, batch_tokens)
 
 
-def batch_by_length(
-    ids: Sequence[list[int]],  # Tokens of each input
-    pad: int,  # `tokenizer.pad_token_id`
-    batch_tokens: int = BATCH_TOKENS,
-) -> list[InputBatch]:  # Shortest inputs first
-    "Batch inputs that are tokenised."
-    made, some = [], []
-    for i in sorted(range(len(ids)), key=lambda i: len(ids[i])):
-        if some and (len(some) + 1) * len(ids[i]) > batch_tokens:
-            made.append(some)
-            some = []
-        some.append(i)
-    return [_input_batch(places, [ids[i] for i in places], pad) for places in [*made, some] if places]
-
-
-def _input_batch(places, rows, pad):
-    lengths, width = torch.tensor([[len(r)] for r in rows]), len(rows[-1])
-    return InputBatch(
-        places, torch.tensor([r + [pad] * (width - len(r)) for r in rows]), (torch.arange(width) < lengths).long()
+# %% ../../nbs/method/23_answering.ipynb #9b84199e
+def answer_settings(
+    student,  # A `transformers` model with an encoder and a decoder
+    max_new_tokens: int,
+    start: int | None = None,  # Token at which the decoder starts; None: the student's usual one
+) -> GenerationConfig:
+    "Greedy generation of so many tokens."
+    config = student.config
+    return GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        num_beams=1,
+        do_sample=False,
+        pad_token_id=config.pad_token_id,
+        eos_token_id=config.eos_token_id,
+        decoder_start_token_id=config.decoder_start_token_id if start is None else start,
     )
 
 
+# %% ../../nbs/method/23_answering.ipynb #1abcb16d
+class PlainAnswers:
+    "A student that is asked through the library."
+
+    def __init__(self, student):  # A `transformers` model with an encoder and a decoder
+        self.student = student
+
+    def encode(self, ids, mask):  # [R, T] -> [R, T, width]
+        return self.student.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
+
+    def answer(self, memory, mask, longest, start=None, ends=True):  # Token ids: [R, at most `longest`]
+        settings = answer_settings(self.student, longest, start)
+        settings.min_new_tokens = None if ends else longest
+        read = dict(encoder_outputs=BaseModelOutput(last_hidden_state=memory), attention_mask=mask)
+        return self.student.generate(**read, generation_config=settings)[:, 1:]
+
+    def logits(self, memory, mask, written):  # Of the tokens after those written: [R, U] -> [R, U, V]
+        read = dict(encoder_outputs=BaseModelOutput(last_hidden_state=memory), attention_mask=mask)
+        return self.student(**read, decoder_input_ids=written, use_cache=False).logits
+
+
+# %% ../../nbs/method/23_answering.ipynb #22e38d5c
+@torch.inference_mode()
+def for_batches(
+    work: Callable,  # work(asked, memory, mask, places) gives something for each row
+    asked,  # `PlainAnswers` or `StackedAnswers` of a student
+    batches: Sequence[InputBatch],
+    dtype: str = 'float32',  # Or "bfloat16": autocast
+) -> list:  # In the order of the inputs
+    "Encode each batch once and work on it."
+    student, found = asked.student, {}
+    was_training, device = student.training, student.device
+    student.eval()
+    with torch.autocast(device.type, torch.bfloat16, enabled=dtype == 'bfloat16'):
+        for b in batches:
+            mask = b.mask.to(device)
+            memory = asked.encode(b.ids.to(device), mask)
+            found |= zip(b.places, work(asked, memory, mask, b.places), strict=True)
+    student.train(was_training)
+    return [found[i] for i in range(len(found))]
+
+
+# %% ../../nbs/method/23_answering.ipynb #c444338c
 def written(
     tokenizer,
     ids,  # [n, tokens], or a list of lists
@@ -89,47 +151,19 @@ def written(
 
 
 def generate(
-    t5,  # A `T5ForConditionalGeneration`
+    asked,  # `PlainAnswers` or `StackedAnswers` of a student
     tokenizer,
     batches: Sequence[InputBatch],  # From `input_batches`
     max_new_tokens: int = 64,
-    start: int = LABEL_START,  # Token at which the decoder starts
+    start: int | None = None,  # Token at which the decoder starts; None: the student's usual one
     dtype: str = 'float32',  # Or "bfloat16": autocast
 ) -> list[str]:  # One output per input, in the order of the inputs
     "Greedy generation."
 
-    def answer(stack, memory, mask, places):
-        return written(tokenizer, _greedy(stack, memory, mask, max_new_tokens, start))
+    def answer(asked, memory, mask, places):
+        return written(tokenizer, asked.answer(memory, mask, max_new_tokens, start))
 
-    return _for_batches(answer, t5, batches, dtype)
-
-
-def _greedy(stack, memory, mask, longest, start, ends=True):  # [R, tokens]; each row is padded after its end
-    c, made, cache = stack.config, [], {}
-    ids = torch.full((*mask.shape[:2], 1), start, device=mask.device)
-    ended = torch.zeros_like(ids, dtype=torch.bool)
-    while len(made) < longest and not (ends and ended.all()):
-        ids = (
-            stack.logits(stack.decode(ids, memory, mask, cache))
-            .argmax(-1)[..., None]
-            .masked_fill(ended, c.pad_token_id)
-        )
-        made.append(ids)
-        ended |= (ids == c.eos_token_id) & ends
-    return torch.cat(made, 2)[0]
-
-
-def _for_batches(
-    work, t5, batches, dtype
-):  # what work(stack, encoded, mask, places) gives for each row, in the order of the inputs
-    was_training, stack, found = t5.training, Stack([t5]).eval(), {}
-    t5.eval()
-    with torch.inference_mode(), torch.autocast(t5.device.type, torch.bfloat16, enabled=dtype == 'bfloat16'):
-        for b in batches:
-            ids, mask = b.ids[None].to(t5.device), b.mask[None].to(t5.device)
-            found |= zip(b.places, work(stack, stack.encode(ids, mask), mask, b.places), strict=True)
-    t5.train(was_training)
-    return [found[i] for i in range(len(found))]
+    return for_batches(answer, asked, batches, dtype)
 
 
 # %% ../../nbs/method/23_answering.ipynb #7c4e0fca
@@ -140,7 +174,8 @@ def label_accuracy(
     method: str = 'standard',  # How the student was trained, which decides where its label stands
 ) -> float:  # Percent
     "Share of right labels."
-    right = sum(is_correct(label_from_output(o, method), l, answer) for o, l in zip(outputs, labels, strict=True))
+    said = [label_from_output(output, method) for output in outputs]
+    right = sum(is_correct(text, label, answer) for text, label in zip(said, labels, strict=True))
     return round(100 * right / len(labels), 4)
 
 
@@ -152,123 +187,111 @@ def unwritable(
     method: str = 'standard',  # One of `METHODS`
 ) -> dict[str, str]:  # What becomes of those that are not right when they are read again
     "Labels that a student with this tokenizer cannot be right with, whatever it learns."
+    if not labels:
+        return {}
     special = special_pieces(tokenizer)
     targets = [make_views(Example('', '', as_text(label, special)), method).label[1] for label in labels]
-    read = (
-        [label_from_output(text, method) for text in written(tokenizer, tokenizer(targets).input_ids)]
-        if targets
-        else []
-    )
-    return {label: text for label, text in zip(labels, read) if not is_correct(text, label, answer)}
+    read = [label_from_output(text, method) for text in written(tokenizer, tokenizer(targets).input_ids)]
+    pairs = zip(labels, read, strict=True)
+    return {label: text for label, text in pairs if not is_correct(text, label, answer)}
 
 
 # %% ../../nbs/method/23_answering.ipynb #3a77a28a
 def likeliest_labels(
-    t5,
+    asked,  # `PlainAnswers` or `StackedAnswers` of a student
     tokenizer,
     batches: Sequence[InputBatch],  # From `input_batches`
     label_set: Sequence[str],
     dtype: str = 'float32',  # Or "bfloat16": autocast
 ) -> list[str]:  # One label per input, in the order of the inputs
     "The label to which the student gives the highest probability, over all its tokens."
-    labels = tokenizer(list(label_set), padding=True, return_tensors='pt').to(t5.device).input_ids
-    targets, written = (
-        labels.masked_fill(labels == tokenizer.pad_token_id, -100),
-        torch.nn.functional.pad(labels[:, :-1], (1, 0), value=LABEL_START),
-    )
+    config, device = asked.student.config, asked.student.device
+    ids = padded(tokenizer(list(label_set)).input_ids, config.pad_token_id).to(device)
+    before = pad(ids[:, :-1], (1, 0), value=config.decoder_start_token_id)
+    targets = ids.masked_fill(ids == config.pad_token_id, -100)
 
-    def choose(stack, memory, mask, places):
-        scores = torch.stack([_log_probability(stack, memory, mask, w, y) for w, y in zip(written, targets)], 1)
+    def log_probability(memory, mask, k):  # of one label, for each row
+        rows = len(mask)
+        logits = asked.logits(memory, mask, before[k].expand(rows, -1)).flatten(0, 1).float()
+        return -cross_entropy(logits, targets[k].repeat(rows), reduction='none').view(rows, -1).sum(1)
+
+    def choose(asked, memory, mask, places):
+        scores = torch.stack([log_probability(memory, mask, k) for k in range(len(ids))], 1)
         return [label_set[best] for best in scores.argmax(1).tolist()]
 
-    return _for_batches(choose, t5, batches, dtype)
-
-
-def _log_probability(stack, memory, mask, written, target):  # of one label, for each row
-    rows = mask.shape[1]
-    logits = stack.logits(stack.decode(written.expand(1, rows, -1), memory, mask))[0]
-    return (
-        -torch.nn.functional.cross_entropy(logits.float(), target.repeat(rows), reduction='none').view(rows, -1).sum(1)
-    )
+    return for_batches(choose, asked, batches, dtype)
 
 
 # %% ../../nbs/method/23_answering.ipynb #28800d39
 def next_token_accuracy(
-    t5,
-    tokenizer,
+    asked,  # `PlainAnswers` or `StackedAnswers` of a student
     batches: Sequence[InputBatch],  # From `input_batches`, of inputs with their prefix, as in `Views.rationale`
-    targets: Sequence[str],  # Rationales, in the order of the inputs
-    start: int = LABEL_START,  # Token at which the decoder starts
-    max_target: int = 256,
+    targets: Sequence[list[int]],  # Token ids of the rationales, in the order of the inputs
+    start: int | None = None,  # Token at which the decoder starts; None: the student's usual one
     dtype: str = 'float32',  # Or "bfloat16": autocast
 ) -> float:  # Percent of target tokens
     "How often the target's next token is the student's likeliest, given the tokens before."
+    config, device = asked.student.config, asked.student.device
+    start = config.decoder_start_token_id if start is None else start
 
-    def compare(stack, memory, mask, places):
-        ids = (
-            tokenizer(
-                [targets[i] for i in places], max_length=max_target, truncation=True, padding=True, return_tensors='pt'
-            )
-            .to(t5.device)
-            .input_ids
-        )
-        written = torch.nn.functional.pad(ids[:, :-1], (1, 0), value=start)
-        made = stack.logits(stack.decode(written[None], memory, mask)).argmax(-1).view_as(ids)
-        there = ids != tokenizer.pad_token_id
+    def compare(asked, memory, mask, places):
+        ids = padded([targets[i] for i in places], config.pad_token_id).to(device)
+        there = padded([[1] * len(targets[i]) for i in places], 0).to(device).bool()
+        made = asked.logits(memory, mask, pad(ids[:, :-1], (1, 0), value=start)).argmax(-1)
         return torch.stack([(made == ids) & there, there]).sum(2).T.tolist()
 
-    right, total = map(sum, zip(*_for_batches(compare, t5, batches, dtype)))
+    right, total = map(sum, zip(*for_batches(compare, asked, batches, dtype), strict=True))
     return round(100 * right / total, 4)
 
 
 # %% ../../nbs/method/23_answering.ipynb #32ed17e5
+def cost_cases(
+    name: str,  # Of `SCRATCH`
+    task,
+    ask: Callable,  # `PlainAnswers` or `StackedAnswers`
+    batch_size: int,
+) -> list[tuple[dict, Callable]]:  # student, parameters, form, new_tokens; and what answers once
+    "The two forms of an answer, for a student of one size."
+    readings = teacher_rationales(task, 'train').values()
+    texts = [*task['train']['input'], *(f'{r.rationale} {ANSWER_MARK}' for r in readings), *task.label_set]
+    student, tokenizer = make_student(name, texts)
+    said, asked = next(iter(readings)), ask(student.eval())
+    inputs = [make_views(task.example('test', i), 'standard').label[0] for i in range(batch_size)]
+    batch = tokenizer(inputs, padding=True, return_tensors='pt')
+    ids, mask = batch.input_ids, batch.attention_mask
+    forms = {'label only': said.label, 'rationale, then label': f'{said.rationale} {ANSWER_MARK} {said.label}'}
+
+    def case(form, n):
+        about = dict(student=name, parameters=student.num_parameters(), form=form, new_tokens=n)
+        return about, lambda: asked.answer(asked.encode(ids, mask), mask, n, 0, ends=False)
+
+    return [case(form, len(tokenizer(text).input_ids)) for form, text in forms.items()]
+
+
+# %% ../../nbs/method/23_answering.ipynb #fc13cfbe
 def prediction_cost(
-    students: Sequence[str],  # Of `specs.SCRATCH`
+    students: Sequence[str],  # Of `SCRATCH`
+    ask: Callable = PlainAnswers,  # Or `stack.StackedAnswers`
     task: str = 'same_kind',  # An embedded task
-    repeats: int = 7,  # Of which the median counts; all are timed by turns, so that what else the machine does falls on all
+    repeats: int = 7,  # Of which the median counts; all take turns, so that a busy machine delays all
     batch_size: int = 64,
 ) -> list[dict]:  # student, parameters, form, new_tokens, milliseconds (for one example), threads
     "Time answers on this machine, on one thread."
-    task, why = load_task(task), teacher_rationales(load_task(task), 'train')
-    texts = [*task['train']['input'], *(f'{r.rationale} {ANSWER_MARK}' for r in why.values()), *task.label_set]
-    before = torch.get_num_threads()
+    task, before = load_task(task), torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        cases = [
-            case for name in students for case in _cost_cases(name, texts, task, next(iter(why.values())), batch_size)
-        ]
-        turns = [[_seconds(answer) for _, answer in cases] for _ in range(repeats + 1)][1:]  # the first warms up
+        cases = [case for name in students for case in cost_cases(name, task, ask, batch_size)]
+        turns = [[seconds(answer) for _, answer in cases] for _ in range(repeats + 1)][1:]  # the first warms up
     finally:
         torch.set_num_threads(before)
-    return [
-        row | dict(milliseconds=round(statistics.median(times) / batch_size * 1000, 4), threads=1)
-        for (row, _), times in zip(cases, zip(*turns))
-    ]
-
-
-def _cost_cases(name, texts, task, said, batch_size):  # (row, what answers once)
-    t5, tokenizer = make_student(name, texts)
-    stack = Stack([t5]).eval()
-    batch = tokenizer(
-        [make_views(task.example('test', i), 'standard').label[0] for i in range(batch_size)],
-        padding=True,
-        return_tensors='pt',
-    )
-    label, both = (
-        len(tokenizer(text).input_ids) for text in (said.label, f'{said.rationale} {ANSWER_MARK} {said.label}')
-    )
-    ids, mask = batch.input_ids[None], batch.attention_mask[None]
-    return [
-        (
-            dict(student=name, parameters=t5.num_parameters(), form=form, new_tokens=n),
-            lambda n=n: _greedy(stack, stack.encode(ids, mask), mask, n, LABEL_START, ends=False),
-        )
-        for form, n in (('label only', label), ('rationale, then label', both))
-    ]
+    medians = [statistics.median(times) / batch_size * 1000 for times in zip(*turns, strict=True)]
+    about = [row for row, _ in cases]
+    return [row | dict(milliseconds=round(ms, 4), threads=1) for row, ms in zip(about, medians, strict=True)]
 
 
 @torch.inference_mode()
-def _seconds(work):
+def seconds(work: Callable) -> float:
+    "How long it takes."
     start = time.perf_counter()
     work()
     return time.perf_counter() - start

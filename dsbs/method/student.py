@@ -6,6 +6,8 @@
 __all__ = [
     'VOCAB_SIZE',
     'SPECIAL',
+    'T5_KINDS',
+    'KINDS',
     'PAD',
     'UNKNOWN',
     'scratch_config',
@@ -13,8 +15,14 @@ __all__ = [
     'check_kind',
     'check_weights',
     'special_pieces',
+    'check_pieces',
+    'check_ids',
+    'check_ends',
     'check_tokenizer',
     'quiet',
+    'reading',
+    'load_parts',
+    'load_pretrained',
     'make_student',
     'as_text',
 ]
@@ -23,13 +31,21 @@ __all__ = [
 import contextlib
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 import torch
 import transformers
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, T5Config, T5ForConditionalGeneration, T5Tokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    GenerationConfig,
+    T5Config,
+    T5ForConditionalGeneration,
+    T5Tokenizer,
+)
 from transformers.activations import ACT2FN
 
 from ..hub import cached_first, hub_name
@@ -100,47 +116,56 @@ def _one_thread():
 
 
 # %% ../../nbs/method/20_student.ipynb #36071ac1
+T5_KINDS = ('t5', 'mt5', 'umt5')
+KINDS = (*T5_KINDS, 'bart')  # `model_type`s that can be trained
+
+
 def check_kind(
     config: dict,  # As config.json has it
     what: str,  # For the message: "student 'my-t5'"
 ):
-    "A `UsageError` unless a model is a T5 whose weights are numbers as they are."
+    "A `UsageError` unless a model is of a kind that can be trained, and its weights are numbers as they are."
     kind = config.get('model_type')
-    if kind != 't5':
+    if kind not in KINDS:
         said = f'model_type {kind!r}' if kind else 'no model_type'
         raise UsageError(
-            f'{what}: its config.json says {said}, and only t5 can be trained here: give a t5-v1_1-*, t5-*, flan-t5-* or a folder with a T5 (ByT5 is one; mT5, UMT5 and BART are not)'
+            f'{what}: its config.json says {said}, and only {", ".join(KINDS)} can be trained here: '
+            'give a t5-v1_1-*, t5-*, flan-t5-* or a folder with an encoder-decoder of these kinds'
         )
-    act = config.get('dense_act_fn') or str(config.get('feed_forward_proj', 'relu')).removeprefix('gated-')
+    own = config.get('activation_function', 'gelu') if kind == 'bart' else config.get('dense_act_fn')
+    act = own or str(config.get('feed_forward_proj', 'relu')).removeprefix('gated-')
     if act not in ACT2FN:
         raise UsageError(
-            f"{what}: its config.json names {act!r} as the feed-forward part's activation, which is none that is known: T5's feed_forward_proj is 'relu' or 'gated-gelu'"
+            f"{what}: its config.json names {act!r} as the feed-forward part's activation, which is none that is known: "
+            "T5's feed_forward_proj is 'relu' or 'gated-gelu'"
         )
     if config.get('quantization_config'):
         raise UsageError(
-            f'{what}: its weights are quantised (quantization_config in config.json), which cannot be trained: give the checkpoint from which they were made'
+            f'{what}: its weights are quantised (quantization_config in config.json), which cannot be trained: '
+            'give the checkpoint from which they were made'
         )
 
 
 # %% ../../nbs/method/20_student.ipynb #60b9e31e
 def check_weights(
-    t5: T5ForConditionalGeneration,
+    student,  # As it was loaded
     info: dict,  # What `from_pretrained(..., output_loading_info=True)` says
     what: str,  # For the message
 ):
-    "A `UsageError` unless a checkpoint holds just the weights that its config.json asks for, and all of them are finite."
+    "A `UsageError` unless a checkpoint holds just the weights that its config.json asks for, all of them finite."
     wrong = [
         f'{name} is {list(found)} in the file and {list(asked)} by config.json'
         for name, found, asked in sorted(info['mismatched_keys'])
     ]
     wrong += [f'{name} is missing' for name in sorted(info['missing_keys'])]
     wrong += [f'{name} has no place in this model' for name in sorted(info['unexpected_keys'])]
-    wrong += [f'{name} holds NaN or infinity' for name, p in t5.named_parameters() if not p.isfinite().all()]
+    wrong += [f'{name} holds NaN or infinity' for name, p in student.named_parameters() if not p.isfinite().all()]
     if not wrong:
         return
     more = f' (and {len(wrong) - 1} more)' if wrong[1:] else ''
     raise UsageError(
-        f'{what}: its weights do not fit its config.json: {wrong[0]}{more}; give a whole checkpoint, as T5ForConditionalGeneration.save_pretrained writes it'
+        f'{what}: its weights do not fit its config.json: {wrong[0]}{more}; '
+        'give a whole checkpoint, as save_pretrained writes it'
     )
 
 
@@ -154,47 +179,83 @@ def special_pieces(tokenizer) -> tuple[str, ...]:  # Longest first
     return tuple(sorted({*added, *tokenizer.all_special_tokens}, key=lambda piece: (-len(piece), piece)))
 
 
-def check_tokenizer(
+# %% ../../nbs/method/20_student.ipynb #7c3346d1
+def check_pieces(
     tokenizer,
-    config: T5Config,  # Of the weights it came with
+    config,  # Of the weights it came with
     what: str,  # For the message
 ):
-    "A `UsageError` unless a tokenizer fits its weights and does as T5's do."
-    pieces, end = tokenizer.get_vocab(), config.eos_token_id
+    "A `UsageError` unless a tokenizer has pieces of text, and each has an embedding."
+    pieces = tokenizer.get_vocab()
     if not any(piece.strip('▁') for piece in pieces.keys() - set(special_pieces(tokenizer))):
         raise UsageError(
-            f'{what}: its tokenizer is empty, as no tokenizer.json or spiece.model is there or can be read: put that of the checkpoint beside the weights'
+            f'{what}: its tokenizer is empty, as no tokenizer.json or spiece.model is there or can be read: '
+            'put that of the checkpoint beside the weights'
         )
     if (most := max(pieces.values())) >= config.vocab_size:
         raise UsageError(
-            f'{what}: its tokenizer has {len(pieces)} pieces (the last is {most}), and its embeddings are {config.vocab_size}: call model.resize_token_embeddings({most + 1}) and save both again'
+            f'{what}: its tokenizer has {len(pieces)} pieces (the last is {most}), and its embeddings are '
+            f'{config.vocab_size}: call model.resize_token_embeddings({most + 1}) and save both again'
         )
-    if not tokenizer.pad_token_id == config.pad_token_id == PAD:
+
+
+# %% ../../nbs/method/20_student.ipynb #38eaf6a9
+def check_ids(
+    tokenizer,
+    config,  # Of the weights it came with
+    what: str,  # For the message
+):
+    "A `UsageError` unless padding, start and end are the same for a tokenizer and its weights."
+    of_t5, pad, start, end = (
+        config.model_type in T5_KINDS,
+        *(getattr(config, f'{name}_token_id') for name in ('pad', 'decoder_start', 'eos')),
+    )
+    if tokenizer.pad_token_id != pad or pad is None or (of_t5 and pad != PAD):
+        should = f"T5's is {PAD} in both" if of_t5 else 'it should be one number'
         raise UsageError(
-            f"{what}: padding is {tokenizer.pad_token_id} in its tokenizer and {config.pad_token_id} in its config.json, and T5's is {PAD} in both: give a checkpoint with T5's own tokenizer"
+            f'{what}: padding is {tokenizer.pad_token_id} in its tokenizer and {pad} in its config.json, and {should}: '
+            "give a checkpoint with the model's own tokenizer"
         )
-    if config.decoder_start_token_id not in (None, PAD):
+    if start not in (None, PAD) if of_t5 else type(start) is not int:
+        should = f"T5's decoder starts at {PAD}" if of_t5 else 'its decoder has to start somewhere'
         raise UsageError(
-            f"{what}: decoder_start_token_id is {config.decoder_start_token_id} in its config.json, and T5's decoder starts at {PAD}: give a checkpoint that does"
+            f'{what}: decoder_start_token_id is {start} in its config.json, and {should}: give a checkpoint that does'
         )
     if type(end) is not int or tokenizer.eos_token_id != end:
         raise UsageError(
-            f'{what}: the end token is {tokenizer.eos_token_id} in its tokenizer and {end} in its config.json (eos_token_id): make them one number'
+            f'{what}: the end token is {tokenizer.eos_token_id} in its tokenizer and {end} in its config.json '
+            '(eos_token_id): make them one number'
         )
-    _check_ends(tokenizer, end, what)
 
 
-def _check_ends(tokenizer, end, what):  # of texts
+# %% ../../nbs/method/20_student.ipynb #12996f61
+def check_ends(
+    tokenizer,
+    config,  # Of the weights it came with
+    what: str,  # For the message
+):
+    "A `UsageError` unless texts become tokens as the model's kind expects them."
+    end = config.eos_token_id
     for text in ('yes', 'a b'):
         ids, bare = tokenizer(text).input_ids, tokenizer(text, add_special_tokens=False).input_ids
         if ids[-1:] != [end]:
             raise UsageError(
-                f'{what}: its tokenizer does not put the end token ({end}) after a text, so that no answer would end: give it one that does, as T5Tokenizer'
+                f'{what}: its tokenizer does not put the end token ({end}) after a text, so that no answer would end: '
+                'give it one that does, as T5Tokenizer'
             )
-        if ids[:-1] != bare:
+        front = [] if config.model_type in T5_KINDS else [[tokenizer.bos_token_id, *bare]]
+        if ids[:-1] not in (bare, *front):
             raise UsageError(
-                f"{what}: its tokenizer puts tokens of its own around a text ({ids} for {text!r}), and T5's only an end token: give it one that does, as T5Tokenizer"
+                f"{what}: its tokenizer puts tokens of its own around a text ({ids} for {text!r}), and T5's only an "
+                'end token: give it one that does, as T5Tokenizer'
             )
+
+
+def check_tokenizer(tokenizer, config, what: str):
+    "A `UsageError` unless a tokenizer fits its weights."
+    check_pieces(tokenizer, config, what)
+    check_ids(tokenizer, config, what)
+    check_ends(tokenizer, config, what)
 
 
 # %% ../../nbs/method/20_student.ipynb #fc7e096a
@@ -213,56 +274,71 @@ def quiet():
             logs.enable_progress_bar()
 
 
+# %% ../../nbs/method/20_student.ipynb #7201e999
 @contextlib.contextmanager
-def _reading(
-    what, part, leave=()
-):  # whatever the library trips over is a wrong part; `leave`: errors that go on as they are
+def reading(
+    what: str,  # For the message
+    part: str,  # What is read
+    leave: Sequence[type[Exception]] = (),  # Errors that stay as they are
+):
+    "Whatever the library trips over is a wrong part: a `UsageError` of one line."
     try:
         yield
     except (UsageError, MemoryError, *leave):
         raise
     except Exception as e:
-        raise UsageError(
-            f'{what}: {part} cannot be read ({type(e).__name__}: {" ".join(str(e).split())[:200]}): put that of the checkpoint in its place'
-        ) from None
+        said = f'{type(e).__name__}: {" ".join(str(e).split())[:200]}'
+        raise UsageError(f'{what}: {part} cannot be read ({said}): put that of the checkpoint in its place') from None
 
 
-def _load_parts(where, what, dropout, known):
-    form = dict(
-        use_safetensors=True,
-        dtype=torch.float32,
-        dropout_rate=dropout,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,
-    )
-    with _reading(what, 'config.json', leave=[OSError]):
-        check_kind(T5Config.get_config_dict(where, **known)[0], what)
-        T5Config.from_pretrained(where, **known)
-    with _reading(what, '*.safetensors', leave=[OSError]):
-        t5, info = T5ForConditionalGeneration.from_pretrained(where, **form, **known)
-        check_weights(t5, info, what)
-    with _reading(what, 'its tokenizer'):
+def load_parts(
+    where: str,  # A folder, or a name on the hub
+    what: str,  # For the message
+    dropout: float,
+    **known,  # For `from_pretrained`
+) -> tuple:  # Model, tokenizer
+    "Load the parts of a student and check each."
+    with reading(what, 'config.json', leave=[OSError]):
+        found = T5Config.get_config_dict(where, **known)[0]
+        check_kind(found, what)
+        config = AutoConfig.from_pretrained(where, **known)
+        setattr(config, 'dropout' if config.model_type == 'bart' else 'dropout_rate', dropout)
+    with reading(what, '*.safetensors', leave=[OSError]):
+        form = dict(config=config, dtype=torch.float32, use_safetensors=True)
+        form |= dict(output_loading_info=True, ignore_mismatched_sizes=True)
+        student, info = AutoModelForSeq2SeqLM.from_pretrained(where, **form, **known)
+        check_weights(student, info, what)
+    with reading(what, 'its tokenizer'):
         tokenizer = AutoTokenizer.from_pretrained(where, **known)
-        check_tokenizer(tokenizer, t5.config, what)
-    return t5, tokenizer
+        check_tokenizer(tokenizer, student.config, what)
+    return student, tokenizer
 
 
-def _load_pretrained(name, revision, dropout):
+# %% ../../nbs/method/20_student.ipynb #bb0ff2ec
+def load_pretrained(
+    name: str,  # On the hub, or a folder
+    revision: str = '',  # Branch, tag or commit
+    dropout: float = 0.1,
+) -> tuple:  # Model, tokenizer
+    "A pretrained student; settings for generation that it came with are not kept."
     if transformers.__version__ == '5.0.0':
         raise UsageError('transformers 5.0.0 computes T5 v1.1 wrongly: install another version')
     what = f'student {name!r}'
 
     def load(where, **known):
         with quiet():
-            return _load_parts(where, what, dropout, known)
+            return load_parts(where, what, dropout, **known)
 
-    t5, tokenizer = cached_first(
-        load, name if os.path.isdir(os.path.expanduser(name)) else hub_name(name), what, revision
-    )
-    t5.config.decoder_start_token_id = PAD
+    place = name if os.path.isdir(os.path.expanduser(name)) else hub_name(name)
+    student, tokenizer = cached_first(load, place, what, revision)
+    config = student.config
+    if config.decoder_start_token_id is None:
+        config.decoder_start_token_id = PAD
+    ids = {f'{n}_token_id': getattr(config, f'{n}_token_id') for n in ('pad', 'eos', 'decoder_start')}
+    student.generation_config = GenerationConfig(**ids)
     tokenizer.padding_side = tokenizer.truncation_side = 'right'
     tokenizer.clean_up_tokenization_spaces = False
-    return t5, tokenizer
+    return student, tokenizer
 
 
 # %% ../../nbs/method/20_student.ipynb #1620c509
@@ -273,10 +349,10 @@ def make_student(
     revision: str = '',  # Branch, tag or commit of a pretrained student
     dropout: float = 0.1,
     init_factor: float = 1.0,  # Scales the random weights
-) -> tuple[T5ForConditionalGeneration, T5Tokenizer]:
+) -> tuple:  # A model of `transformers`, its tokenizer
     "A student and its tokenizer, ready to train; a `UsageError` when the parts of a pretrained one do not fit."
     if check_student(name) not in SCRATCH:
-        return _load_pretrained(name, revision, dropout)
+        return load_pretrained(name, revision, dropout)
     tokenizer = train_tokenizer(texts)
     torch.manual_seed(seed)
     return T5ForConditionalGeneration(scratch_config(name, len(tokenizer), dropout, init_factor)), tokenizer

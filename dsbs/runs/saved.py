@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-from ..method.multitask import LABEL_START
+from ..method.answering import answer_settings
 from ..method.student import quiet
 from ..method.views import ANSWER_MARK, prefixes
 from ..records import Folders, UsageError, canonical_json, is_main_process, write_text
@@ -29,16 +29,8 @@ def answer_as_scored(
     max_new_tokens: int,  # As many as were generated in scoring
 ):
     "Give a student the generation settings with which it was scored, in place of those it came with."
-    c = t5.config
-    t5.generation_config = GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        num_beams=1,
-        do_sample=False,
-        pad_token_id=c.pad_token_id,
-        eos_token_id=c.eos_token_id,
-        decoder_start_token_id=LABEL_START,
-    )
-    c.task_specific_params = None
+    t5.generation_config = answer_settings(t5, max_new_tokens)
+    t5.config.task_specific_params = None
 
 
 # %% ../../nbs/runs/29_saved.ipynb #0e642bda

@@ -7,6 +7,7 @@ __all__ = [
     'LABEL_SOURCES',
     'RATIONALES',
     'KEEP',
+    'ENGINES',
     'CHOICES',
     'LIMITS',
     'COUNTS',
@@ -52,6 +53,7 @@ from ..teacher.sets import fill_labels, read_set, teacher_rationales
 LABEL_SOURCES = ('human', 'teacher')
 RATIONALES = ('teacher', 'shuffled', 'random', 'human')
 KEEP = ('all', 'agree')
+ENGINES = ('auto', 'plain', 'stack')
 
 CHOICES = dict(
     method=METHODS,
@@ -61,6 +63,7 @@ CHOICES = dict(
     prefix_style=PREFIXES,
     task_prefix=TASK_PREFIXES,
     loss_form=LOSS_FORMS,
+    engine=ENGINES,
 )
 LIMITS = dict(  # Lowest and highest value
     rationale_weight=(0, 1e6),
@@ -126,6 +129,7 @@ class RunSpec(TrainingConfig):
     loss_form: str = 'paper'  # "paper" or "authors"
     student: str = 'scratch-64x2'  # One of `settings.SCRATCH`, a pretrained name, or a folder
     revision: str = ''  # Of a pretrained student
+    engine: str = 'auto'  # "plain" (the library), "stack" (small T5s on a CPU), or "auto" as the student needs
     dropout: float = 0.1
     init_factor: float = 1.0  # Scales the random weights of a student that is not pretrained
     n_train: int | None = None  # Training examples; None: as `train_fraction` says
@@ -302,7 +306,13 @@ def recipe(spec: RunSpec) -> int:
 
 # %% ../../nbs/runs/25_specs.ipynb #697a892c
 ADDED = dict(  # Settings added later, with the only value before
-    teacher='', keep='all', extra='', n_extra=None, task_prefix='encoder', gradient_checkpointing=False
+    teacher='',
+    keep='all',
+    extra='',
+    n_extra=None,
+    task_prefix='encoder',
+    gradient_checkpointing=False,
+    engine='auto',
 )
 
 

@@ -52,7 +52,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch.nn.utils import get_total_norm
 from transformers import (
@@ -63,17 +62,17 @@ from transformers import (
     T5Config,
     T5ForConditionalGeneration,
     TrainerCallback,
-    get_scheduler,
 )
 
 from ..data.embedded import EMBEDDED
 from ..data.examples import Task
 from ..data.paper import STAND_INS
 from ..method.answering import generate, input_batches, label_accuracy
-from ..method.multitask import StepByStep, Tokenised, collate, tokenise
+from ..method.multitask import Tokenised, tokenise
 from ..method.settings import TrainingConfig
+from ..method.stack import StackedAnswers, StackedEngine
 from ..method.student import train_tokenizer
-from ..method.training import Trainee, batch_order, fit, has_bfloat16, micro_batches, update
+from ..method.training import Trainee, batch_order, fit, has_bfloat16, micro_batches, set_up, update
 from ..method.views import make_views
 from ..records import TOLERANCE, UsageError, now, one_of, provenance
 from ..runs.specs import RunSpec, prepare, training_examples
@@ -307,33 +306,17 @@ class Ours:
     "Updates as `fit` makes them, one after another."
 
     def __init__(self, t5, data: BenchData, dtype: str, settings: BenchSettings, updates: int = 1):
-        self.config = TrainingConfig(
+        config = TrainingConfig(
             max_steps=updates, batch_size=settings.batch_size, dtype=dtype, threads=settings.threads
         )
-        self.accelerator = Accelerator(
-            mixed_precision='bf16' if dtype == 'bfloat16' else 'no', cpu=settings.device == 'cpu'
-        )
-        self.model = StepByStep(t5, loss_form='authors')
-        self.prepared = self.accelerator.prepare(self.model)
-        self.model.stack.share()
-        self.optimizer = self.accelerator.prepare(
-            torch.optim.AdamW(self.model.parameters(), lr=self.config.learning_rate, weight_decay=0.0, fused=True)
-        )
-        self.schedule = get_scheduler('linear', self.optimizer, num_warmup_steps=0, num_training_steps=updates)
+        self.engine = StackedEngine([t5], loss_form='authors')
+        self.training = set_up(self.engine, config, cpu=settings.device == 'cpu')
         self.rows, self.order = data.rows, batch_order([r.length for r in data.rows], settings.batch_size, seed=0)
 
     def update(self) -> list[Tokenised]:  # The rows of its batch
         "One update."
         rows = [self.rows[i] for i in next(self.order)]
-        self.prepared.train()
-        update(
-            self.prepared,
-            self.accelerator,
-            self.optimizer,
-            self.schedule,
-            micro_batches([rows], self.accelerator, self.config),
-            self.config,
-        )
+        update(self.training, micro_batches(self.training, [rows]))
         return rows
 
 
@@ -367,11 +350,11 @@ def reference_losses(trainer: Reference, rows: Sequence[Tokenised], dtype: str) 
 
 def our_losses(ours: Ours, rows: Sequence[Tokenised], dtype: str) -> dict[str, float]:
     "Losses and gradient norm of ours."
-    device = ours.accelerator.device
+    device, batch = ours.training.accelerator.device, ours.engine.collate([rows])
     with torch.autocast(device.type, torch.bfloat16, enabled=dtype == 'bfloat16'):
-        losses = ours.model.eval()(collate(rows).to(device))
+        losses = ours.engine.eval()(batch.each(lambda t: t.to(device)))
     losses['loss'].sum().backward()
-    return {name: value.item() for name, value in losses.items()} | dict(gradient_norm=_norm_of_gradient(ours.model))
+    return {name: value.item() for name, value in losses.items()} | dict(gradient_norm=_norm_of_gradient(ours.engine))
 
 
 def check_same(
@@ -480,8 +463,9 @@ def _reference_tensors(collator, batches):
     return [view[name] for rows in batches for view in collator(rows).values() for name in ('input_ids', 'labels')]
 
 
-def _our_tensors(batches):
-    return [t for rows in batches for b in [collate(rows)] for t in (b.input_ids, b.label_targets, b.rationale_targets)]
+def _our_tensors(ours, batches):
+    made = [ours.engine.collate([rows]) for rows in batches]
+    return [t for b in made for t in (b.input_ids, b.label_targets, b.rationale_targets)]
 
 
 # %% ../../nbs/tools/44_bench.ipynb #fff453fb
@@ -544,8 +528,8 @@ def _train_rows(data, student, dtype, settings, progress):
     t5s = [bench_student(student, len(data.tokenizer)) for _ in range(2)]
     turns = TakeTurns(settings, 3 * 4 * t5s[0].num_parameters(), progress)
     with tempfile.TemporaryDirectory() as folder:
+        turns.ours = Ours(t5s[1], data, dtype, settings, updates)  # before the trainer, which shares its state
         trainer = make_reference(t5s[0], data, dtype, settings, folder, updates, [turns])
-        turns.ours = Ours(t5s[1], data, dtype, settings, updates)
         same = data.rows[: settings.batch_size]
         difference = check_same(reference_losses(trainer, same, dtype), our_losses(turns.ours, same, dtype), dtype)
         trainer.train()
@@ -555,7 +539,7 @@ def _train_rows(data, student, dtype, settings, progress):
     )
     tensors = dict(
         reference=_reference_tensors(PadEach(data.tokenizer, t5s[0]), sum(batches['reference'], [])),
-        ours=_our_tensors(sum(batches['ours'], [])),
+        ours=_our_tensors(turns.ours, sum(batches['ours'], [])),
     )
     rows = [
         dict(
@@ -604,7 +588,7 @@ def trained_student(
     config = TrainingConfig(
         max_steps=updates, batch_size=64, learning_rate=1e-3, eval_every=updates, threads=settings.threads
     )
-    fit(StepByStep(t5), [Trainee(rows, lambda: 0.0)], config)
+    fit(StackedEngine([t5]), [Trainee(rows, lambda: 0.0)], config)
     return t5.to(settings.device)
 
 
@@ -614,7 +598,7 @@ def _reference_answers(trainer, rows):  # token ids without the start token, whi
 
 
 def _our_answers(t5, tokenizer, questions, longest, dtype):
-    return generate(t5, tokenizer, input_batches(tokenizer, questions), longest, dtype=dtype)
+    return generate(StackedAnswers(t5), tokenizer, input_batches(tokenizer, questions), longest, dtype=dtype)
 
 
 # %% ../../nbs/tools/44_bench.ipynb #9f18c349

@@ -4,11 +4,12 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from dsbs.method import multitask
-from dsbs.method.multitask import StepByStep, Tokenised, collate
+from dsbs.method import multitask, stack
+from dsbs.method.multitask import Tokenised
 from dsbs.method.settings import SCRATCH, TrainingConfig
+from dsbs.method.stack import StackedEngine
 from dsbs.method.student import make_student
-from dsbs.method.training import Trainee, fit
+from dsbs.method.training import PlainEngine, Trainee, fit
 from dsbs.runs.specs import RunSpec, recipe
 
 pytestmark = pytest.mark.numeric
@@ -34,18 +35,19 @@ def rows(shared, why=True):
     ]
 
 
-def found(monkeypatch, most, students=1, dtype=torch.float32, **kwargs):
+def found(monkeypatch, most, students=1, dtype=torch.float32, engine=StackedEngine, **kwargs):
     "Loss of each student, gradient, and the most positions whose logits were computed at once."
     made, several = [], cross_entropy
-    monkeypatch.setattr(multitask, 'LOGITS', most)
-    monkeypatch.setattr(
-        multitask,
-        'cross_entropy',
-        lambda logits, *rest, **how: made.append(len(logits)) or several(logits, *rest, **how),
-    )
-    model = StepByStep(*(make_student('scratch-32x1', WORDS, seed=k, dropout=0.0)[0] for k in range(students)))
+    for module in (multitask, stack):
+        monkeypatch.setattr(module, 'LOGITS', most)
+        monkeypatch.setattr(
+            module,
+            'cross_entropy',
+            lambda logits, *rest, **how: made.append(len(logits)) or several(logits, *rest, **how),
+        )
+    model = engine([make_student('scratch-32x1', WORDS, seed=k, dropout=0.0)[0] for k in range(students)])
     with torch.autocast('cpu', torch.bfloat16, enabled=dtype != torch.float32):
-        loss = model(collate(*[rows(**kwargs)] * students))['loss']
+        loss = model(model.collate([rows(**kwargs)] * students))['loss']
     loss.sum().backward()
     return loss.detach(), torch.cat([p.grad.flatten() for p in model.parameters()]), max(made) // students
 
@@ -56,8 +58,15 @@ VOCABULARY = len(make_student('scratch-32x1', WORDS)[1])
 @pytest.mark.parametrize('positions', [1, 5, 7, 1000])
 @pytest.mark.parametrize(
     'way',
-    [dict(shared=False), dict(shared=True), dict(shared=False, why=False), dict(shared=False, students=3)],
-    ids=['encoder', 'decoder', 'standard', 'stack'],
+    [
+        dict(shared=False),
+        dict(shared=True),
+        dict(shared=False, why=False),
+        dict(shared=False, students=3),
+        dict(shared=False, engine=PlainEngine),
+        dict(shared=True, engine=PlainEngine),
+    ],
+    ids=['encoder', 'decoder', 'standard', 'stack', 'plain encoder', 'plain decoder'],
 )
 def test_the_same_loss_and_gradient(monkeypatch, way, positions):
     (loss, gradient, at_once), (same, again, fewer) = (
@@ -84,10 +93,10 @@ def test_with_checkpointed_blocks_and_dropout(monkeypatch):
     "Dropout is drawn before the logits, so what is computed again draws none."
 
     def trained(most, checkpointing):
-        monkeypatch.setattr(multitask, 'LOGITS', most)
+        monkeypatch.setattr(stack, 'LOGITS', most)
         student = make_student('scratch-32x1', WORDS, dropout=0.1)[0]
         fit(
-            StepByStep(student),
+            StackedEngine([student]),
             [Trainee(rows(shared=False), lambda: 0.0)],
             TrainingConfig(
                 max_steps=6, batch_size=6, eval_every=6, learning_rate=1e-3, gradient_checkpointing=checkpointing

@@ -151,13 +151,13 @@ def test_what_several_processes_cannot_do(tmp_path, monkeypatch):
 
 def test_the_processes_share_the_questions(monkeypatch):
     "Known before anything is distributed, and each question is one process's."
-    from dsbs.runs.run import _Run
+    from dsbs.runs.run import Run
     from dsbs.runs.specs import make_spec, prepare
 
     monkeypatch.setenv('WORLD_SIZE', '2')
     asked = []
     for rank in '01':
         monkeypatch.setenv('RANK', rank)
-        asked.append(_Run(prepare(make_spec(dict(t.split('=') for t in TINY))), resume=False).asked)
+        asked.append(Run(prepare(make_spec(dict(t.split('=') for t in TINY)))).asked)
     for split, n in dict(validation=200, test=500).items():
         assert [sum(len(b.places) for b in one[split]) for one in asked] == [n / 2, n / 2]

@@ -10,9 +10,9 @@ from making import record_of
 from transformers import T5ForConditionalGeneration
 
 from dsbs.method import stack
-from dsbs.method.multitask import StepByStep, Tokenised, collate
+from dsbs.method.multitask import Tokenised
 from dsbs.method.settings import TrainingConfig
-from dsbs.method.stack import Stack
+from dsbs.method.stack import Stack, StackedEngine, decode, encode
 from dsbs.method.student import scratch_config
 from dsbs.method.training import Trainee, fit
 from dsbs.runs.specs import RunSpec, run_key
@@ -44,7 +44,7 @@ def trained(config, examples, weight=1.0, seeds=(0,), dropout=0.1):
     for seed in seeds:
         torch.manual_seed(seed)
         students.append(T5ForConditionalGeneration(scratch_config('scratch-32x2', 64, dropout)))
-    model = StepByStep(*students, rationale_weight=weight)
+    model = StackedEngine(students, rationale_weight=weight)
     results = fit(model, [Trainee(examples, lambda: 0.0, seed) for seed in seeds], config)
     return (
         [p.detach().clone() for t5 in students for p in t5.parameters()],
@@ -70,9 +70,9 @@ WAYS = {
 
 @pytest.mark.parametrize('way', WAYS)
 def test_weights_are_equal_to_the_bit(way, monkeypatch):
-    went, whole = [], stack._feed_forward
+    went, whole = [], stack.feed_forward
     monkeypatch.setattr(
-        stack, '_feed_forward', lambda stack, hidden, layer: went.append(layer) or whole(stack, hidden, layer)
+        stack, 'feed_forward', lambda stack, hidden, layer: went.append(layer) or whole(stack, hidden, layer)
     )
     how = dict(config=CONFIG) | WAYS[way]
     plain = trained(**how)
@@ -87,7 +87,7 @@ def test_weights_are_equal_to_the_bit(way, monkeypatch):
 
 def model(on):
     torch.manual_seed(0)
-    made = StepByStep(T5ForConditionalGeneration(scratch_config('scratch-32x2', 64))).train()
+    made = StackedEngine([T5ForConditionalGeneration(scratch_config('scratch-32x2', 64))]).train()
     made.stack.gradient_checkpointing = on
     return made
 
@@ -95,7 +95,7 @@ def model(on):
 def gradients(on, between=lambda random: None):
     "Gradients, what was drawn between the forward and the backward pass, and what is drawn next."
     m = model(on)
-    loss = m(collate(rows()[:8]))['loss'].sum()
+    loss = m(m.collate([rows()[:8]]))['loss'].sum()
     drawn = between(m.stack.random)
     loss.backward()
     return torch.cat([p.grad.flatten() for p in m.parameters()]), drawn, m.stack.random.random()
@@ -111,13 +111,13 @@ def test_the_generator_is_where_it_would_be(between):
 
 def test_masks_drawn_anew_would_show(monkeypatch):
     "Else the equalities above would say nothing."
-    monkeypatch.setattr(stack._Redrawn, '__enter__', lambda self: setattr(self, 'now', self.random.bit_generator.state))
+    monkeypatch.setattr(stack.Redrawn, '__enter__', lambda self: setattr(self, 'now', self.random.bit_generator.state))
     assert not torch.equal(gradients(False)[0], gradients(True)[0])
 
 
 def test_a_backward_pass_may_be_made_again():
     m = model(True)
-    loss = m(collate(rows()[:8]))['loss'].sum()
+    loss = m(m.collate([rows()[:8]]))['loss'].sum()
     once, twice = (torch.autograd.grad(loss, list(m.parameters()), retain_graph=True) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(once, twice))
 
@@ -134,7 +134,8 @@ def waiting(on):
 
     ids, written = torch.full((1, 4, 32), 5), torch.full((1, 4, 16), 5)
     with torch.autograd.graph.saved_tensors_hooks(count, lambda x: x):
-        hidden = stack.decode(written, stack.encode(ids, torch.ones_like(ids)), torch.ones_like(ids))
+        mask = torch.ones_like(ids)
+        decode(stack, written, encode(stack, ids, mask), mask)
     return sum(kept.values())
 
 
@@ -144,7 +145,7 @@ def test_little_waits_for_the_backward_pass():
 
 def test_only_training_with_gradients_computes_twice(monkeypatch):
     monkeypatch.setattr(stack, 'checkpoint', lambda *args, **how: pytest.fail('a block was to be computed again'))
-    batch = collate(rows()[:8])
+    batch = model(True).collate([rows()[:8]])
     model(True).eval()(batch)
     model(False)(batch)
     with torch.no_grad():

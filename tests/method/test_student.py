@@ -6,16 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate import Accelerator
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import T5Config, T5ForConditionalGeneration
 
-from dsbs.method.answering import _greedy
-from dsbs.method.multitask import StepByStep, Tokenised
+from dsbs.method.multitask import Tokenised
 from dsbs.method.settings import TrainingConfig
-from dsbs.method.stack import Stack
+from dsbs.method.stack import Stack, StackedAnswers, StackedEngine, decode, encode, logits
 from dsbs.method.student import make_student, train_tokenizer
-from dsbs.method.training import micro_batches, update
+from dsbs.method.training import micro_batches, set_up, update
 
 pytestmark = pytest.mark.numeric
 
@@ -69,7 +67,7 @@ def stack_logits(t5):
     ids, mask, written = (t[None] for t in asked())
     stack = Stack([t5]).eval()
     with torch.inference_mode():
-        return stack.logits(stack.decode(written, stack.encode(ids, mask), mask)).view(*written.shape[1:], -1)
+        return logits(stack, decode(stack, written, encode(stack, ids, mask), mask)).view(*written.shape[1:], -1)
 
 
 def cached_logits(t5):
@@ -77,9 +75,9 @@ def cached_logits(t5):
     ids, mask, written = (t[None] for t in asked())
     stack, cache = Stack([t5]).eval(), {}
     with torch.inference_mode():
-        memory = stack.encode(ids, mask)
+        memory = encode(stack, ids, mask)
         parts = [
-            stack.logits(stack.decode(new, memory, mask, cache)).unflatten(1, new.shape[1:])
+            logits(stack, decode(stack, new, memory, mask, cache)).unflatten(1, new.shape[1:])
             for new in written.split([2, 1, 1, 1], 2)
         ]
     return torch.cat(parts, 2)[0]
@@ -107,9 +105,9 @@ def test_greedy_generation_is_the_library_s(form):
 
     rows = theirs(None)
     t5.config.eos_token_id = end = max(range(40), key=lambda t: len({row.index(t) for row in rows if t in row}))
-    stack = Stack([t5]).eval()
+    asked = StackedAnswers(t5)
     with torch.inference_mode():
-        ours = _greedy(stack, stack.encode(ids[None], mask[None]), mask[None], 7, 0).tolist()
+        ours = asked.answer(asked.encode(ids, mask), mask, 7, 0).tolist()
     assert ours == theirs(end) != rows and len({row.index(end) if end in row else 7 for row in ours}) > 1
 
 
@@ -160,17 +158,11 @@ def updated(method, task_prefix, accumulation, clip, steps=2):
     rows = examples(task_prefix == 'decoder')
     if method == 'standard':
         rows = [Tokenised(e.label_input, e.label_target, [], []) for e in rows]
-    torch.set_num_threads(1)
-    accelerator = Accelerator(cpu=True)
-    model = accelerator.prepare(StepByStep(t5, rationale_weight=0.5 if method == 'step_by_step' else 0.0))
-    model.stack.share()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
-    config = TrainingConfig(batch_size=8, accumulation=accumulation, clip=clip)
-    losses = [
-        update(model, accelerator, optimizer, schedule, micro_batches([rows], accelerator, config), config)
-        for _ in range(steps)
-    ]
+    engine = StackedEngine([t5], rationale_weight=0.5 if method == 'step_by_step' else 0.0)
+    training = set_up(engine, TrainingConfig(batch_size=8, accumulation=accumulation, clip=clip), cpu=True)
+    training.optimizer = torch.optim.SGD(engine.parameters(), lr=0.1)
+    training.schedule = torch.optim.lr_scheduler.ConstantLR(training.optimizer, 1.0)
+    losses = [update(training, micro_batches(training, [rows])) for _ in range(steps)]
     return {n: p.detach().clone() for n, p in t5.named_parameters()}, {n: v.item() for n, v in losses[-1].items()}
 
 
@@ -195,15 +187,10 @@ class Asked(TorchDispatchMode):
 @pytest.mark.parametrize('task_prefix', ['encoder', 'decoder'])
 def test_an_update_waits_for_no_tensor_of_the_device(task_prefix):
     "But for the count of rationale tokens, once for each micro-batch, which is on the host."
-    config = TrainingConfig(batch_size=8, accumulation=2)
-    accelerator = Accelerator(cpu=True)
-    model = accelerator.prepare(StepByStep(fixed_student('v1.1')))
-    model.stack.share()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
-    schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
-    batches = micro_batches([examples(task_prefix == 'decoder')], accelerator, config)
+    training = set_up(StackedEngine([fixed_student('v1.1')]), TrainingConfig(batch_size=8, accumulation=2), cpu=True)
+    batches = micro_batches(training, [examples(task_prefix == 'decoder')])
     with Asked() as asked:
-        update(model, accelerator, optimizer, schedule, batches, config)
+        update(training, batches)
     assert asked.shapes == [torch.Size([])] * 2
     with Asked() as asked:
         batches[0].label_targets.max().item()

@@ -17,14 +17,15 @@ from nearly import nearly_the_same
 from transformers import T5ForConditionalGeneration
 
 from dsbs.method import training
-from dsbs.method.multitask import StepByStep, Tokenised
+from dsbs.method.multitask import Tokenised
 from dsbs.method.settings import TrainingConfig
+from dsbs.method.stack import StackedEngine
 from dsbs.method.student import scratch_config
 from dsbs.method.training import Interrupted, Trainee, TrainingResult, fit
 from dsbs.records import DRIFT, find_folders, is_near
 from dsbs.runs import checkpoints
 from dsbs.runs import run as runs
-from dsbs.runs.checkpoints import CheckpointError, load_checkpoint, save_checkpoint
+from dsbs.runs.checkpoints import CheckpointError, DiskKeeper, load_checkpoint, save_checkpoint
 from dsbs.runs.run import train_runs
 from dsbs.runs.specs import RunSpec, prepare, run_key
 from dsbs.runs.verifying import same_numbers
@@ -89,6 +90,7 @@ def train(
 ):
     "Train students, each with a checkpoint in `folder` after each update, gone on from where there is one; the accuracy is a function of the weights."
     students, trainees, lasts, updates = [], [], {}, itertools.count(1)
+    keeper = DiskKeeper({}, {}, save_every)
     for seed in seeds:
         torch.manual_seed(seed)
         t5 = T5ForConditionalGeneration(scratch_config('scratch-32x1', 64, dropout))
@@ -98,12 +100,13 @@ def train(
             lasts[seed] = flat(t5)
             return accuracy(seed, lasts[seed]) if accuracy else float(lasts[seed].double().abs().sum() * 1e3 % 99)
 
-        own = folder and folder / str(seed)
-        saved = own and load_checkpoint(own, f'run {seed}')
-        trainees.append(Trainee(examples or rows(), validate, seed, checkpoints=own, owner=f'run {seed}', saved=saved))
-    results = fit(
-        StepByStep(*students, rationale_weight=weight), trainees, config, lambda: next(updates) == stop_at, save_every
-    )
+        name = f'run {seed}'
+        if folder:
+            keeper.folders[name] = folder / str(seed)
+            keeper.saved[name] = load_checkpoint(folder / str(seed), name)
+        trainees.append(Trainee(examples or rows(), validate, seed, name=name))
+    engine = StackedEngine(students, rationale_weight=weight)
+    results = fit(engine, trainees, config, lambda: next(updates) == stop_at, keeper)
     trained = [Trained(flat(t5), lasts[seed], r) for t5, seed, r in zip(students, seeds, results)]
     return trained if len(seeds) > 1 else trained[0]
 
@@ -140,9 +143,9 @@ def half_then_kill(call, *args):
 
 def trains_until_killed(folder, update, call):
     "SIGKILL before an update, or in a call of a save, of which there is one every three updates."
-    whole, save, made = training.update, training.save_checkpoint, itertools.count(1)
+    whole, save, made = training.update, checkpoints.save_checkpoint, itertools.count(1)
     training.update = lambda *args: kill() if next(made) == update else whole(*args)
-    training.save_checkpoint = lambda folder, step, *args: save(folder, step, *args) if step % 3 == 0 else None
+    checkpoints.save_checkpoint = lambda folder, step, *args: save(folder, step, *args) if step % 3 == 0 else None
     if call:
         checkpoints.os = Faulty(call, half_then_kill)
     train(folder)
@@ -183,11 +186,11 @@ def at_steps(trained):
 
 @pytest.mark.slow
 def test_sigkill_at_20_random_steps_and_save_moments(tmp_path, forked, once, monkeypatch):
-    rng, save, counted = random.Random(6), training.save_checkpoint, Faulty()
+    rng, save, counted = random.Random(6), checkpoints.save_checkpoint, Faulty()
     with monkeypatch.context() as m:
         m.setattr(checkpoints, 'os', counted)
         m.setattr(
-            training,
+            checkpoints,
             'save_checkpoint',
             lambda folder, step, *args: save(folder, step, *args) if step % 3 == 0 else None,
         )
@@ -350,8 +353,8 @@ def test_the_command_ends_with_1_and_a_line_when_the_disk_fails_and_goes_on_late
     def fail(*_):
         raise OSError(number, os.strerror(number))
 
-    whole, faulty = runs.fit, Faulty(90, fail)
-    monkeypatch.setattr(runs, 'fit', lambda *args: whole(*args[:-1], 0.0))
+    faulty, keeper = Faulty(90, fail), runs.DiskKeeper
+    monkeypatch.setattr(runs, 'DiskKeeper', lambda folders, saved, save_every: keeper(folders, saved, 0.0))
     monkeypatch.setattr(checkpoints, 'os', faulty)
     status, out, err = main('run', *SETTINGS, '--json')
     said = [line for line in err.splitlines() if line.startswith('dsbs:')]
@@ -464,8 +467,8 @@ def test_a_record_is_the_same_with_checkpoints_and_its_time_adds_up(tmp_path, ti
 
 
 def test_what_cannot_be_to_the_bit_goes_on_and_says_so(tmp_path, stopped, monkeypatch, capsys):
-    made_with = training._made_with
-    monkeypatch.setattr(training, '_made_with', lambda stack: made_with(stack) | dict(torch='1.0', threads=64))
+    made_with = checkpoints.made_with
+    monkeypatch.setattr(checkpoints, 'made_with', lambda now: made_with(now) | dict(torch='1.0', threads=64))
     again, err = train(shutil.copytree(stopped, tmp_path / 'copy'), SHORT), capsys.readouterr().err
     (resumed,) = again.result.resumed
     assert (

@@ -114,10 +114,22 @@ UNFIT = {  # what is spoilt: how, and what the line says
             encoder_ffn_dim=32,
             decoder_ffn_dim=32,
         ),
-        "model_type 'bart', and only t5",
+        'padding is 0 in its tokenizer and 1 in its config.json',
     ),
-    'mt5': (other(MT5ForConditionalGeneration, MT5Config, **FEW), "model_type 'mt5', and only t5"),
-    'umt5': (other(UMT5ForConditionalGeneration, UMT5Config, **FEW), "model_type 'umt5', and only t5"),
+    'an mt5 that should be a umt5': (
+        lambda f: (
+            other(MT5ForConditionalGeneration, MT5Config, **FEW)(f),
+            change(f / 'config.json', model_type='umt5', architectures=['UMT5ForConditionalGeneration']),
+        ),
+        'layer.0.SelfAttention.relative_attention_bias.weight is missing',
+    ),
+    'a umt5 that should be a t5': (
+        lambda f: (
+            other(UMT5ForConditionalGeneration, UMT5Config, **FEW)(f),
+            change(f / 'config.json', model_type='t5', architectures=['T5ForConditionalGeneration']),
+        ),
+        'relative_attention_bias.weight has no place in this model',
+    ),
     'a decoder': (config(model_type='llama'), "model_type 'llama', and only t5"),
     'no kind': (config(model_type=None), 'no model_type, and only t5'),
     'an adapter': (written('adapter_config.json', b'{}'), 'merge it with its base model'),
@@ -293,9 +305,9 @@ def test_a_byt5_fits_and_its_tokens_have_a_name(tmp_path):
 
 def test_a_run_ends_in_that_line(folder, tmp_path, main):
     own_task(tmp_path / 'task')
-    change(folder / 'config.json', model_type='mt5')
+    change(folder / 'config.json', model_type='llama')
     status, out, err = main('run', f'task={tmp_path / "task"}', 'method=standard', f'student={folder}', 'max_steps=1')
-    assert status == 2 and not out and len(err.strip().splitlines()) == 1 and "model_type 'mt5'" in err
+    assert status == 2 and not out and len(err.strip().splitlines()) == 1 and "model_type 'llama'" in err
     assert not list((tmp_path / 'runs').rglob('record.json'))
 
 

@@ -7,7 +7,7 @@ from making import record_of
 from nearly import nearly_the_same
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-from dsbs.method.answering import generate, input_batches, label_accuracy
+from dsbs.method.answering import PlainAnswers, generate, input_batches, label_accuracy
 from dsbs.records import find_folders
 from dsbs.runs import experiments
 from dsbs.runs import run as runs
@@ -50,7 +50,7 @@ def test_examples_of_about_one_length_are_padded_to_one_shape_and_train_side_by_
     together = [r for r, *_ in train_runs(list(map(prepare, specs)))]
     assert (
         max(beside) > 1
-        and len({len(r.label_input) for r in runs._Run(prepare(specs[0]), resume=False).rows}) > 1
+        and len({len(r.label_input) for r in runs.Run(prepare(specs[0])).rows}) > 1
         or change.get('rationales') == 'random'
     )
     for record, spec in zip(together, specs):
@@ -133,7 +133,7 @@ def test_task_named_at_the_decoder(tmp_path):
         AutoTokenizer.from_pretrained(tmp_path / 'student'),
     )
     test = prepare(decoder[0]).task['test']
-    answers = generate(t5, tokenizer, input_batches(tokenizer, test['input']), 4)
+    answers = generate(PlainAnswers(t5), tokenizer, input_batches(tokenizer, test['input']), 4)
     assert label_accuracy(answers, test['label']) == kept['metrics']['test_accuracy']
 
 

@@ -103,6 +103,7 @@ CHANGED = dict(
     loss_form='authors',
     student='scratch-64x1',
     revision='main',
+    engine='plain',
     dropout=0.1000001,
     init_factor=0.999999,
     n_train=1,

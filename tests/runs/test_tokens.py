@@ -15,15 +15,16 @@ import torch
 
 from dsbs.data.examples import Example
 from dsbs.method import training
-from dsbs.method.multitask import StepByStep, Tokenised, tokenise
+from dsbs.method.multitask import Tokenised, tokenise
 from dsbs.method.settings import TrainingConfig
+from dsbs.method.stack import StackedEngine
 from dsbs.method.student import make_student, train_tokenizer
 from dsbs.method.training import Interrupted, Trainee, fit
 from dsbs.method.views import make_views
 from dsbs.records import find_folders
 from dsbs.runs import run as runs
 from dsbs.runs import tokens
-from dsbs.runs.checkpoints import load_checkpoint
+from dsbs.runs.checkpoints import DiskKeeper, load_checkpoint
 from dsbs.runs.experiments import run_all, run_status
 from dsbs.runs.run import train_runs
 from dsbs.runs.specs import make_spec, prepare
@@ -294,17 +295,17 @@ def test_nothing_trips_over_the_folder(tmp_path, monkeypatch):
 @pytest.fixture
 def ahead(monkeypatch):
     "Makes `fit` collate ahead, and tells in which threads batches were collated."
-    threads, collate = [], training.collate
+    threads, collate = [], StackedEngine.collate
 
     def seen(*args):
         threads.append(threading.current_thread() is threading.main_thread())
         return collate(*args)
 
-    monkeypatch.setattr(training, 'collate', seen)
+    monkeypatch.setattr(StackedEngine, 'collate', seen)
 
     def switch(on):
         threads.clear()
-        monkeypatch.setattr(runs, 'fit', partial(fit, prefetch=on))
+        monkeypatch.setattr(runs, 'fit', partial(fit, ahead=on))
         return threads
 
     return switch
@@ -339,16 +340,16 @@ ROWS = [Tokenised([4 + i % 5, 5, 1], [4 + i % 7, 1], [], []) for i in range(12)]
 CONFIG = TrainingConfig(max_steps=24, batch_size=4, eval_every=4, patience=4)
 
 
-def trained(prefetch, scores, rows=ROWS, config=CONFIG, **kwargs):
+def trained(ahead, scores, rows=ROWS, config=CONFIG, **kwargs):
     students = [
         make_student('scratch-32x1', ['a b c d e f g h i j k l'] * 3, seed=k, dropout=0.0)[0]
         for k in range(len(scores))
     ]
     found = fit(
-        StepByStep(*students),
+        StackedEngine(students),
         [Trainee(rows, partial(next, iter(map(float, s))), k) for k, s in enumerate(scores)],
         config,
-        prefetch=prefetch,
+        ahead=ahead,
         **kwargs,
     )
     return [(r.history, r.stopped, r.steps) for r in found], [
@@ -375,16 +376,16 @@ class Torn(list):
 def test_an_error_in_the_thread_comes_out_of_fit(seed):
     "At the same update, with the same words, and no thread is left."
 
-    def ends(prefetch):
+    def ends(ahead):
         made = []
         with pytest.raises(OSError, match='row 7 cannot be read'):
             student, _ = make_student('scratch-32x1', ['a b c d e f g h i j k l'] * 3)
             fit(
-                StepByStep(student),
+                StackedEngine([student]),
                 [Trainee(Torn(ROWS), lambda: 50.0, seed)],
                 CONFIG,
                 stop=lambda: made.append(1),
-                prefetch=prefetch,
+                ahead=ahead,
             )
         return len(made)
 
@@ -397,10 +398,11 @@ def test_the_checkpoint_is_of_the_last_update(tmp_path):
     drawn, updates = training.batch_order([5] * 12, 4, 0), itertools.count(1)
     with pytest.raises(Interrupted):
         fit(
-            StepByStep(student),
-            [Trainee(ROWS, lambda: 50.0, checkpoints=tmp_path)],
+            StackedEngine([student]),
+            [Trainee(ROWS, lambda: 50.0)],
             CONFIG,
             stop=lambda: next(updates) == 6,
-            prefetch=True,
+            keeper=DiskKeeper({'': tmp_path}),
+            ahead=True,
         )
     assert load_checkpoint(tmp_path).parts['state']['batch'] == [next(drawn) for _ in range(6)][-1]

@@ -87,11 +87,11 @@ def test_answers_that_differ_and_do_not_end_are_the_same():
 def test_another_loss_fails_the_bench(main, monkeypatch, wrong, words):
     import dsbs.tools.bench
 
-    class Wrong(dsbs.tools.bench.StepByStep):
+    class Wrong(dsbs.tools.bench.StackedEngine):
         def forward(self, *args):
             return {name: wrong * value for name, value in super().forward(*args).items()}
 
-    monkeypatch.setattr(dsbs.tools.bench, 'StepByStep', Wrong)
+    monkeypatch.setattr(dsbs.tools.bench, 'StackedEngine', Wrong)
     status, out, err = main('bench', 'train', *TINY, '--json')
     assert (
         status == 1 and not out and words in err.splitlines()[-1] and err.splitlines()[-1].startswith('dsbs: Unequal: ')
@@ -101,12 +101,12 @@ def test_another_loss_fails_the_bench(main, monkeypatch, wrong, words):
 def test_another_gradient_fails_the_bench(main, monkeypatch):
     import dsbs.tools.bench
 
-    class Wrong(dsbs.tools.bench.StepByStep):  # the losses are right, and the rationale teaches nothing
+    class Wrong(dsbs.tools.bench.StackedEngine):  # the losses are right, and the rationale teaches nothing
         def forward(self, *args):
             out = super().forward(*args)
             return out | dict(loss=out['loss'].detach() + self.scale * (out['label_loss'] - out['label_loss'].detach()))
 
-    monkeypatch.setattr(dsbs.tools.bench, 'StepByStep', Wrong)
+    monkeypatch.setattr(dsbs.tools.bench, 'StackedEngine', Wrong)
     status, out, err = main('bench', 'train', *TINY)
     assert status == 1 and not out and 'gradient norm is' in err.splitlines()[-1]
 
@@ -235,22 +235,22 @@ def test_numbers_have_digits_however_slow():
 
 def test_bfloat16_where_it_is_imitated_is_said_once(monkeypatch, capsys):
     from dsbs.method import training
-    from dsbs.method.multitask import StepByStep, Tokenised
+    from dsbs.method.multitask import Tokenised
     from dsbs.method.settings import TrainingConfig
     from dsbs.method.student import make_student
 
     monkeypatch.setenv('ONEDNN_MAX_CPU_ISA', 'AVX2')
-    training._warn_of_bfloat16.cache_clear()
+    training.warn_of_bfloat16.cache_clear()
     rows, config = (
         [Tokenised([4, 5, 1], [6, 1], [], [])] * 2,
         TrainingConfig(max_steps=1, batch_size=2, eval_every=1, dtype='bfloat16'),
     )
     for _ in range(2):
         training.fit(
-            StepByStep(make_student('scratch-16x2', ['a b c d e f'] * 3)[0]),
+            training.PlainEngine([make_student('scratch-16x2', ['a b c d e f'] * 3)[0]]),
             [training.Trainee(rows, lambda: 0.0)],
             config,
         )
-    training._warn_of_bfloat16.cache_clear()
+    training.warn_of_bfloat16.cache_clear()
     said = capsys.readouterr().err
     assert said.count('only imitates bfloat16') == 1 and 'times as long as in float32; use dtype=float32' in said
