@@ -292,7 +292,9 @@ def _context():
 
 # %% ../../nbs/runs/32_experiments.ipynb #7be1fb5f
 def _report_on(bundle, folders, stop):  # keys held, key -> why it failed, stopped; of a bundle: key -> spec
-    say = lambda e: f'{type(e).__name__}: {e}'
+    def say(e):
+        return f'{type(e).__name__}: {e}'
+
     try:
         attempt = _attempt([prepare(s, folders) for s in bundle.values()], lambda step, loss: None, stop)
     except Stopped:
@@ -463,6 +465,33 @@ def _work(team, asked, progress):
             w.kill()
 
 
+# %% ../../nbs/runs/32_experiments.ipynb #1cf60e34
+def _launch(runs, workers, total):
+    from tqdm import tqdm
+
+    team, before = _Team(runs, workers), total - len(runs.specs)
+    with _draining() as asked, tqdm(total=total, initial=before, desc='runs', unit='run', mininterval=1) as bar:
+        _work(team, asked, lambda done: before + done > bar.n and bar.update(before + done - bar.n))
+    done = before + len(runs.done)
+    if asked() and len(runs.done) < len(runs.specs):
+        raise Stopped(
+            f'stopped: {done} of {total} runs are done, {team.cut_short} were cut short '
+            'and kept their last checkpoint; the same command goes on from there'
+        )
+    if runs.failed:
+        raise RuntimeError(
+            f'{len(runs.failed)} of {len(runs.specs)} runs failed; the others are kept. First: {_first_failure(runs)}'
+        )
+
+
+def _first_failure(runs):
+    key, why = next(iter(runs.failed.items()))
+    text = f'{runs.specs[key].task} {runs.specs[key].method}: {why[:150]}'
+    if _failure(runs.folder(key)):
+        text += f' (log: {key}/error.txt in the runs folder; --retry-failed tries again)'
+    return text
+
+
 # %% ../../nbs/runs/32_experiments.ipynb #fabb86d1
 def run_all(
     specs: Sequence[RunSpec],
@@ -485,33 +514,6 @@ def run_all(
     if todo:
         _launch(_Runs(todo, folders), workers or default_workers(), len(set(keys)))
     return [find_record(k, folders) for k in keys]
-
-
-# %% ../../nbs/runs/32_experiments.ipynb #1cf60e34
-def _launch(runs, workers, total):
-    from tqdm import tqdm
-
-    team, before = _Team(runs, workers), total - len(runs.specs)
-    with _draining() as asked, tqdm(total=total, initial=before, desc='runs', unit='run', mininterval=1) as bar:
-        _work(team, asked, lambda done: before + done > bar.n and bar.update(before + done - bar.n))
-    done = before + len(runs.done)
-    if asked() and len(runs.done) < len(runs.specs):
-        raise Stopped(
-            f'stopped: {done} of {total} runs are done, {team.cut_short} were cut short and kept their last checkpoint; '
-            'the same command goes on from there'
-        )
-    if runs.failed:
-        raise RuntimeError(
-            f'{len(runs.failed)} of {len(runs.specs)} runs failed; the others are kept. First: {_first_failure(runs)}'
-        )
-
-
-def _first_failure(runs):
-    key, why = next(iter(runs.failed.items()))
-    log = (
-        f' (log: {key}/error.txt in the runs folder; --retry-failed tries again)' if _failure(runs.folder(key)) else ''
-    )
-    return f'{runs.specs[key].task} {runs.specs[key].method}: {why[:150]}{log}'
 
 
 # %% ../../nbs/runs/32_experiments.ipynb #6d4f97e7
