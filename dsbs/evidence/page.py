@@ -352,8 +352,8 @@ def picture(path: Path) -> Picture:  # Of an svg, or of a png of 200 dots an inc
     data = path.read_bytes()
     if path.suffix == '.svg':
         kind, data = 'svg+xml', re.sub(rb"'DejaVu Sans'(?!,)", b"'DejaVu Sans', Verdana, sans-serif", data)
-        points = re.search(rb'<svg[^>]* width="([\d.]+)pt"', data)
-        width = float(points[1]) * 4 / 3 if points else 600
+        stated = re.search(rb'<svg[^>]* width="([\d.]+)pt"', data)
+        width = float(stated[1]) * 4 / 3 if stated else 600
     else:
         kind, width = 'png', struct.unpack('>I', data[16:20])[0] * 96 / 200
     return Picture(f'data:image/{kind};base64,{base64.b64encode(data).decode()}', width)
@@ -504,9 +504,7 @@ def others_by_share(panel: str, reproductions: Sequence[dict]) -> Table:
 # %% ../../nbs/evidence/41_page.ipynb #88463a6f
 def others_tables(
     figure: str,
-    reproductions: Sequence[
-        dict
-    ],  # As `others_table`; accuracy: panel -> percent; fractions: panel -> share -> percent
+    reproductions: Sequence[dict],  # As `others_table`, with accuracy by panel, and fractions by panel and share
 ) -> list[Table]:
     "Independent reproductions, where they fit a figure."
     if figure not in ('fig4_data_size_human', 'table1_teachers', 'table2_training_format') or not reproductions:
@@ -784,9 +782,8 @@ def written(text: str) -> Cell:
 
 def open_choices(choices: Sequence[Sequence[str]]) -> Table | None:  # Each: what, chosen, why
     "What the paper does not say, and what was chosen."
-    return (
-        make_table(['What', 'Chosen', 'Why'], [[written(text) for text in row] for row in choices]) if choices else None
-    )
+    rows = [[written(text) for text in row] for row in choices]
+    return make_table(['What', 'Chosen', 'Why'], rows) if rows else None
 
 
 # %% ../../nbs/evidence/41_page.ipynb #4671689e
@@ -892,9 +889,7 @@ class Shown:
 COMPARED = ('standard', 'step_by_step')
 
 
-def recorded_answers(
-    task: str, found: dict[str, dict]
-) -> dict[tuple, dict[str, str]]:  # (method, seed) -> id -> answer
+def recorded_answers(task: str, found: dict[str, dict]) -> dict[tuple, dict[str, str]]:  # (method, seed) -> id -> text
     "Answers to an embedded task's test questions, by students trained on few examples."
     setup = SETUPS['quick']()[task]
     answers = {}
