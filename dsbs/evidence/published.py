@@ -29,6 +29,7 @@ __all__ = [
     'data_panels',
     'controls_of',
     'compared_facts',
+    'panels_compared',
     'differences',
     'describe_split',
     'describe',
@@ -51,6 +52,7 @@ from dsbs.evidence.grids import (
     CHOSEN,
     FIGURES,
     PANELS,
+    PAPER_PANELS,
     SETUPS,
     distinct_values,
     grid,
@@ -305,24 +307,33 @@ def compared_facts(
     return facts
 
 
+# %% ../../nbs/evidence/35_published.ipynb #f6ab0115
+def panels_compared(figure: str, preset: str) -> dict[str, dict[str, list[RunSpec]]]:  # panel -> curve -> specs
+    "The panels of a figure that are compared with the paper."
+    f = FIGURES[one_of('figure', figure, FIGURES)]
+    panels = grid(figure, preset)
+    if f.where and not f.curves:
+        panels = data_panels(figure, preset)
+    if preset != 'recorded':
+        return panels
+    return {p: curves for p, curves in panels.items() if p.removesuffix('_augmented') not in PAPER_PANELS}
+
+
 # %% ../../nbs/evidence/35_published.ipynb #f6ab0087
 def differences(
     figure: str,  # One of `FIGURES`
     preset: str = 'recorded',
-    panels: dict[str, dict[str, list[RunSpec]]] | None = None,  # Those shown; None: the preset's
+    panels: dict[str, dict[str, list[RunSpec]]] | None = None,  # Those shown; None: of `panels_compared`
 ) -> list[str]:  # Lines of a Markdown table; none where there is nothing to compare
     "What a figure does otherwise than the paper, one column for each kind of data."
-    f = FIGURES[one_of('figure', figure, FIGURES)]
-    if panels is None:
-        panels = grid(figure, preset) or (data_panels(figure, preset) if f.where and not f.curves else {})
     by_kind = {}
-    for panel, curves in panels.items():
+    for panel, curves in (panels_compared(figure, preset) if panels is None else panels).items():
         by_kind.setdefault(kind_of_data(specs_of({panel: curves})[0]), {})[panel] = curves
-    if preset == 'recorded' and len(by_kind) > 1:
-        by_kind.pop("the paper's datasets", None)
-    columns = {'paper': compared_facts(figure, {})} if by_kind else {}
+    if not by_kind:
+        return []
+    columns = dict(paper=compared_facts(figure, {}))
     columns |= {kind: compared_facts(figure, some) for kind, some in by_kind.items()}
-    facts = [fact for fact in next(iter(columns.values()), {}) if len({c[fact] for c in columns.values()}) > 1]
+    facts = [fact for fact in columns['paper'] if len({column[fact] for column in columns.values()}) > 1]
     rows = [[fact, *(column[fact] for column in columns.values())] for fact in facts]
     lines = [['', *columns], ['---'] * (1 + len(columns)), *rows] if rows else []
     return [f'| {" | ".join(line)} |' for line in lines]

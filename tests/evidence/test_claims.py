@@ -378,7 +378,8 @@ def test_missing_curve_and_missing_metrics(tmp_path):
     assert row['verdict'] == UNTESTED and 'no seed has all runs: 21 of 42 runs missing' in row['detail']
     (tmp_path / 'made_up.jsonl').write_text(
         '\n'.join(
-            json.dumps(json.loads(l) | dict(metrics={})) for l in (tmp_path / 'made_up.jsonl').read_text().splitlines()
+            json.dumps(json.loads(line) | dict(metrics={}))
+            for line in (tmp_path / 'made_up.jsonl').read_text().splitlines()
         )
     )
     assert verdicts(tmp_path, **SAME)['same_kind']['verdict'] == UNTESTED
