@@ -32,8 +32,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
-from ..data.fetch import told
-from ..records import UsageError, WorkFailed
+from ..records import UsageError, WorkFailed, told
 from .questions import Answer, AnswerStore, Question, Sampling, answer_key
 from .replies import AskOtherwise, NoAnswer, Refused, TryAgain, same_model, say
 
@@ -410,13 +409,13 @@ def ask_all(
     questions: Sequence[Question],
     backend,  # With `endpoint`, `model`, `ask` and perhaps `close`
     store: AnswerStore,
-    sampling: Sampling = Sampling(),
+    sampling: Sampling | None = None,  # `Sampling()` when not given
     **settings,  # Fields of `Asking`
 ) -> Asked:
     """Ask what was not answered before; every answer is stored as it comes.
 
     Raises `UsageError` or `WorkFailed` when nothing was answered and nothing would be."""
-    work = _ask_all(new_call(questions, backend, store, sampling, Asking(**settings)))
+    work = _ask_all(new_call(questions, backend, store, sampling or Sampling(), Asking(**settings)))
     try:
         asyncio.get_running_loop()
     except RuntimeError:
