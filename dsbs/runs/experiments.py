@@ -18,7 +18,7 @@ __all__ = [
     'run_status',
 ]
 
-# %% ../../nbs/runs/32_experiments.ipynb #b18ba95e
+# %% ../../nbs/runs/32_experiments.ipynb #281f9efb
 import json
 import os
 import queue
@@ -53,7 +53,7 @@ from .leases import LeaseLost, file_clock, lease_holder, take_lease
 from .specs import ADDED, RunSpec, in_common, prepare, run_key
 
 
-# %% ../../nbs/runs/32_experiments.ipynb #97957d07
+# %% ../../nbs/runs/32_experiments.ipynb #2e9e015e
 def find_record(
     key: str,
     folders: Folders | None = None,  # As of `records.find_folders`
@@ -68,11 +68,12 @@ def find_record(
         raise RuntimeError(f'{path} is damaged; delete it to make the run again') from None
 
 
+# %% ../../nbs/runs/32_experiments.ipynb #57c02fd6
 def _is_done(folder):
     return (folder / 'record.json').exists()
 
 
-# %% ../../nbs/runs/32_experiments.ipynb #51426689
+# %% ../../nbs/runs/32_experiments.ipynb #f1f052bf
 def _failure(folder):  # the last line of a failed run's log; None: it has not failed
     try:
         return (folder / 'error.txt').read_text(errors='replace').strip().splitlines()[-1]
@@ -84,12 +85,21 @@ def _write_failure(folder, spec, log):
     write_text(folder / 'error.txt', f'{now()}\n{canonical_json(asdict(spec))}\n\n{log.strip()}\n')
 
 
+# %% ../../nbs/runs/32_experiments.ipynb #89ec7b97
 def _set_failure_aside(folder):
     with suppress(FileNotFoundError):
         os.replace(folder / 'error.txt', folder / 'error.before.txt')
 
 
-# %% ../../nbs/runs/32_experiments.ipynb #812c8568
+# %% ../../nbs/runs/32_experiments.ipynb #94202d54
+def _clean_up(folder):  # of a run that is done
+    left = ['error.txt', 'error.before.txt', *(p.name for p in folder.glob('lease.*.json'))]
+    for name in left:
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / 'checkpoints', ignore_errors=True)
+
+
+# %% ../../nbs/runs/32_experiments.ipynb #d9ed241a
 def _place(record, folder, lease):
     with replacing(folder / 'record.json') as tmp:
         tmp.write_text(canonical_json(record), encoding='utf-8')
@@ -98,14 +108,7 @@ def _place(record, folder, lease):
     _clean_up(folder)
 
 
-def _clean_up(folder):  # of a run that is done
-    left = ['error.txt', 'error.before.txt', *(p.name for p in folder.glob('lease.*.json'))]
-    for name in left:
-        (folder / name).unlink(missing_ok=True)
-    shutil.rmtree(folder / 'checkpoints', ignore_errors=True)
-
-
-# %% ../../nbs/runs/32_experiments.ipynb #e7498da7
+# %% ../../nbs/runs/32_experiments.ipynb #50e16e79
 @dataclass
 class Attempt:
     "What comes of runs that are to be made, besides records; by key."
@@ -114,6 +117,7 @@ class Attempt:
     failed: dict[str, Exception] = field(default_factory=dict)
 
 
+# %% ../../nbs/runs/32_experiments.ipynb #ed2b5652
 @contextmanager
 def _leases_of(run_folders, attempt):  # key -> lease, of the runs that this process may make
     leases = {}
@@ -136,11 +140,12 @@ def _leases_of(run_folders, attempt):  # key -> lease, of the runs that this pro
             lease.release()
 
 
-# %% ../../nbs/runs/32_experiments.ipynb #4b47f349
+# %% ../../nbs/runs/32_experiments.ipynb #9c7acf00
 class Stopped(KeyboardInterrupt):
     "Ended because it was asked to; what was under way resumes from its checkpoint next time."
 
 
+# %% ../../nbs/runs/32_experiments.ipynb #df6e7863
 def _train(prepared, progress, done, stop):
     from dsbs.method.training import Interrupted
     from dsbs.runs.run import train_runs  # torch is loaded here and not before
@@ -151,7 +156,15 @@ def _train(prepared, progress, done, stop):
         raise Stopped from None
 
 
-# %% ../../nbs/runs/32_experiments.ipynb #e9ed63ac
+# %% ../../nbs/runs/32_experiments.ipynb #b127b0b8
+def _note_failure(data, leases, attempt, e):  # within the handling of e
+    if not isinstance(e, UsageError):
+        leases[data.key].renew()
+        _write_failure(data.folder, data.spec, traceback.format_exc())
+    attempt.failed[data.key] = e
+
+
+# %% ../../nbs/runs/32_experiments.ipynb #ab4bb4c7
 def _make(prepared, leases, attempt, progress, stop):  # makes the runs, which are leased
     def keep(record):
         _place(record, folder_of[record['key']], leases[record['key']])
@@ -175,14 +188,7 @@ def _make(prepared, leases, attempt, progress, stop):  # makes the runs, which a
                 _make([data], leases, attempt, progress, stop)
 
 
-def _note_failure(data, leases, attempt, e):  # within the handling of e
-    if not isinstance(e, UsageError):
-        leases[data.key].renew()
-        _write_failure(data.folder, data.spec, traceback.format_exc())
-    attempt.failed[data.key] = e
-
-
-# %% ../../nbs/runs/32_experiments.ipynb #e08b35f3
+# %% ../../nbs/runs/32_experiments.ipynb #f8dfe5e3
 def _attempt(prepared, progress, stop):
     run_folders = {data.key: data.folder for data in prepared}
     attempt = Attempt()
@@ -195,7 +201,7 @@ def _attempt(prepared, progress, stop):
     return attempt
 
 
-# %% ../../nbs/runs/32_experiments.ipynb #efda8f6f
+# %% ../../nbs/runs/32_experiments.ipynb #be88538b
 ENDING = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -222,7 +228,21 @@ def _draining():  # gives a function that says whether it was asked to end
             signal.signal(s, handler or signal.SIG_DFL)
 
 
-# %% ../../nbs/runs/32_experiments.ipynb #7a3f279f
+# %% ../../nbs/runs/32_experiments.ipynb #5df26942
+def _attempt_or_say_how_to_resume(data, progress, asked):
+    try:
+        return _attempt([data], progress, asked)
+    except Stopped:
+        raise Stopped('stopped; the same call goes on from the last checkpoint') from None
+
+
+# %% ../../nbs/runs/32_experiments.ipynb #6500f653
+def _help(data, progress, asked):  # the main one of several processes holds the lease and keeps the record
+    if not _is_done(data.folder):
+        _train([data], progress, lambda record: None, asked)
+
+
+# %% ../../nbs/runs/32_experiments.ipynb #eb60b903
 POLL = 1.0  # Seconds between two looks at what others are doing
 
 
@@ -247,19 +267,13 @@ def run(
     return find_record(data.key, data.folders)
 
 
-def _attempt_or_say_how_to_resume(data, progress, asked):
-    try:
-        return _attempt([data], progress, asked)
-    except Stopped:
-        raise Stopped('stopped; the same call goes on from the last checkpoint') from None
+# %% ../../nbs/runs/32_experiments.ipynb #fdd9f03c
+def _cost(spec):  # about, in updates of the smallest student
+    width, layers = SCRATCH.get(spec.student, (768, 12))
+    return spec.max_steps * width * layers * (3 if spec.method != 'standard' and spec.rationale_weight else 1)
 
 
-def _help(data, progress, asked):  # the main one of several processes holds the lease and keeps the record
-    if not _is_done(data.folder):
-        _train([data], progress, lambda record: None, asked)
-
-
-# %% ../../nbs/runs/32_experiments.ipynb #dff749a4
+# %% ../../nbs/runs/32_experiments.ipynb #9d042319
 BUNDLE = 6  # Runs that train side by side at most
 
 
@@ -272,17 +286,13 @@ def _bundles(specs, workers):  # lists of specs that can train side by side
     return sorted(bundles, key=lambda some: len(some) * _cost(some[0]), reverse=True)
 
 
-def _cost(spec):  # about, in updates of the smallest student
-    width, layers = SCRATCH.get(spec.student, (768, 12))
-    return spec.max_steps * width * layers * (3 if spec.method != 'standard' and spec.rationale_weight else 1)
-
-
-# %% ../../nbs/runs/32_experiments.ipynb #92420454
+# %% ../../nbs/runs/32_experiments.ipynb #6a4f8dd7
 def default_workers() -> int:
     "One for each CPU this process may use."
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
+# %% ../../nbs/runs/32_experiments.ipynb #114f8bcc
 def _context():
     context = get_context('forkserver' if sys.platform == 'linux' else 'spawn')
     if sys.platform == 'linux':
@@ -290,7 +300,7 @@ def _context():
     return context
 
 
-# %% ../../nbs/runs/32_experiments.ipynb #7be1fb5f
+# %% ../../nbs/runs/32_experiments.ipynb #39170a14
 def _report_on(bundle, folders, stop):  # keys held, key -> why it failed, stopped; of a bundle: key -> spec
     def say(e):
         return f'{type(e).__name__}: {e}'
@@ -304,6 +314,7 @@ def _report_on(bundle, folders, stop):  # keys held, key -> why it failed, stopp
     return attempt.held, {key: say(e) for key, e in attempt.failed.items()}, False
 
 
+# %% ../../nbs/runs/32_experiments.ipynb #f8ce24fd
 def _serve(pipe, folders):  # what a worker does
     for s in ENDING:
         signal.signal(s, signal.SIG_IGN)
@@ -322,7 +333,7 @@ def _serve(pipe, folders):  # what a worker does
         pipe.send(_report_on(bundle, folders, asked.is_set))
 
 
-# %% ../../nbs/runs/32_experiments.ipynb #faa2a5dc
+# %% ../../nbs/runs/32_experiments.ipynb #30f0d0ce
 class _Worker:
     def __init__(self, folders):
         context = _context()
@@ -352,7 +363,7 @@ class _Worker:
         self.pipe.close()
 
 
-# %% ../../nbs/runs/32_experiments.ipynb #8acabe92
+# %% ../../nbs/runs/32_experiments.ipynb #525e594e
 @dataclass
 class _Runs:  # of a grid that are to be made, and what has become of them
     specs: dict[str, RunSpec]  # key -> spec
@@ -382,7 +393,7 @@ class _Runs:  # of a grid that are to be made, and what has become of them
         return [k for k in keys if not lease_holder(self.folder(k), clock=clock)]
 
 
-# %% ../../nbs/runs/32_experiments.ipynb #90b9c60c
+# %% ../../nbs/runs/32_experiments.ipynb #7acc586d
 class _Team:  # workers, and the runs that wait for them
     def __init__(self, runs: _Runs, size: int):
         self.runs, self.size, self.workers = runs, size, []
@@ -416,7 +427,21 @@ class _Team:  # workers, and the runs that wait for them
             self.ready.extend(self.runs.bundles(free, self.size))
 
 
-# %% ../../nbs/runs/32_experiments.ipynb #84c212d2
+# %% ../../nbs/runs/32_experiments.ipynb #de3a92fa
+def _after_death(team, left, exitcode):
+    if len(left) != 1:
+        team.ready.extendleft([k] for k in left)
+        return
+    (key,) = left
+    if not (lease := take_lease(team.runs.folder(key))):
+        team.waiting.append(key)
+        return
+    why = f'the process that trained it died (exit code {exitcode}); it may have been short of memory'
+    _write_failure(team.runs.folder(key), team.runs.specs[key], f'RuntimeError: {why}')
+    lease.release()
+
+
+# %% ../../nbs/runs/32_experiments.ipynb #b3b25fad
 def _hear(team, worker, asked):  # a worker reports, or is dead
     bundle, worker.bundle = worker.bundle, {}
     try:
@@ -432,20 +457,7 @@ def _hear(team, worker, asked):  # a worker reports, or is dead
     team.cut_short += stopped * sum(not team.runs.is_settled(k) for k in bundle)
 
 
-def _after_death(team, left, exitcode):
-    if len(left) != 1:
-        team.ready.extendleft([k] for k in left)
-        return
-    (key,) = left
-    if not (lease := take_lease(team.runs.folder(key))):
-        team.waiting.append(key)
-        return
-    why = f'the process that trained it died (exit code {exitcode}); it may have been short of memory'
-    _write_failure(team.runs.folder(key), team.runs.specs[key], f'RuntimeError: {why}')
-    lease.release()
-
-
-# %% ../../nbs/runs/32_experiments.ipynb #e8568d8c
+# %% ../../nbs/runs/32_experiments.ipynb #cb7bd3aa
 def _work(team, asked, progress):
     try:
         while True:
@@ -465,7 +477,16 @@ def _work(team, asked, progress):
             w.kill()
 
 
-# %% ../../nbs/runs/32_experiments.ipynb #1cf60e34
+# %% ../../nbs/runs/32_experiments.ipynb #80f2f993
+def _first_failure(runs):
+    key, why = next(iter(runs.failed.items()))
+    text = f'{runs.specs[key].task} {runs.specs[key].method}: {why[:150]}'
+    if _failure(runs.folder(key)):
+        text += f' (log: {key}/error.txt in the runs folder; --retry-failed tries again)'
+    return text
+
+
+# %% ../../nbs/runs/32_experiments.ipynb #9cdb3c6b
 def _launch(runs, workers, total):
     from tqdm import tqdm
 
@@ -484,15 +505,7 @@ def _launch(runs, workers, total):
         )
 
 
-def _first_failure(runs):
-    key, why = next(iter(runs.failed.items()))
-    text = f'{runs.specs[key].task} {runs.specs[key].method}: {why[:150]}'
-    if _failure(runs.folder(key)):
-        text += f' (log: {key}/error.txt in the runs folder; --retry-failed tries again)'
-    return text
-
-
-# %% ../../nbs/runs/32_experiments.ipynb #fabb86d1
+# %% ../../nbs/runs/32_experiments.ipynb #d039acb4
 def run_all(
     specs: Sequence[RunSpec],
     folders: Folders | str | Path | None = None,  # As of `records.find_folders`
@@ -516,7 +529,7 @@ def run_all(
     return [find_record(k, folders) for k in keys]
 
 
-# %% ../../nbs/runs/32_experiments.ipynb #6d4f97e7
+# %% ../../nbs/runs/32_experiments.ipynb #6338414f
 def read_results(
     path: Path,  # A file of results, or a folder of them
 ) -> dict[str, dict]:  # Settings as canonical JSON -> record
@@ -530,6 +543,7 @@ def read_results(
     return found
 
 
+# %% ../../nbs/runs/32_experiments.ipynb #81f7f9ab
 def find_published(
     results: Path,  # As for `read_results`
     specs: Sequence[RunSpec],
@@ -539,7 +553,14 @@ def find_published(
     return [found.get(canonical_json(asdict(s))) for s in specs]
 
 
-# %% ../../nbs/runs/32_experiments.ipynb #5bf44f40
+# %% ../../nbs/runs/32_experiments.ipynb #e8993cef
+def _seconds_left(folder, done, left, running):  # None: no run has ended yet
+    seconds = [json.loads((folder / k / 'record.json').read_text())['time']['seconds'] for k in done]
+    side_by_side = max(running, default_workers())
+    return round(sum(seconds) / len(seconds) * left / side_by_side) if seconds else None
+
+
+# %% ../../nbs/runs/32_experiments.ipynb #a82ac7e2
 def run_status(
     folders: Folders | None = None,  # As of `records.find_folders`
 ) -> dict:  # done, running, failed, pending, seconds_left; processes: key, host, pid, since; logs: key, log, error
@@ -561,9 +582,3 @@ def run_status(
         processes=[dict(key=k) | holder for k, holder in running.items()],
         logs=[dict(key=k, log=str(folder / k / 'error.txt'), error=_failure(folder / k)) for k in sorted(failed)],
     )
-
-
-def _seconds_left(folder, done, left, running):  # None: no run has ended yet
-    seconds = [json.loads((folder / k / 'record.json').read_text())['time']['seconds'] for k in done]
-    side_by_side = max(running, default_workers())
-    return round(sum(seconds) / len(seconds) * left / side_by_side) if seconds else None
