@@ -87,8 +87,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from markupsafe import Markup
-
 from ..data.answers import is_correct
 from ..data.embedded import EMBEDDED, EMBEDDED_SIZES
 from ..data.tasks import load_task
@@ -1105,7 +1103,7 @@ TEMPLATES['page'] = """
 </main>
 {% include 'verify' %}
 </div>
-<script>{{ script }}</script>
+<script>{{ script|safe }}</script>
 </body>
 </html>
 """
@@ -1128,7 +1126,7 @@ def page_html(
     "The report as one self-contained page."
     found, published = read_results(Path(reports) / 'results'), published or published_numbers()
     measured = {figure: measured_figure(figure, found) for figure in FIGURES}
-    script = Markup(render('browser.js'))
+    script = render('browser.js')
     return render(
         'page',
         policy=content_policy(script),
