@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NEEDED', 'COUNTED', 'SELECTED', 'same_numbers', 'record_named', 'check_record', 'verify']
 
-# %% ../../nbs/runs/30_verifying.ipynb #c9ec46ce
+# %% ../../nbs/runs/30_verifying.ipynb #cf7a5852
 import json
 import re
 from collections.abc import Callable
@@ -33,14 +33,14 @@ from .run import made_on, train_runs
 from .specs import ADDED, RunSpec, key_of, make_spec, prepare, recipe
 
 
-# %% ../../nbs/runs/30_verifying.ipynb #46a0eafd
+# %% ../../nbs/runs/30_verifying.ipynb #c4a0de6f
 def same_numbers(record: dict) -> str:
     "A record's text without the time, the machine and the state of the checkout, which may differ."
     fixed = {name: value for name, value in record.items() if name not in ('time', 'provenance')}
     return canonical_json(fixed | dict(versions=record['provenance']['versions']))
 
 
-# %% ../../nbs/runs/30_verifying.ipynb #5a343d70
+# %% ../../nbs/runs/30_verifying.ipynb #43a6fd2c
 def _records_in(path):  # one as JSON, or one a line
     try:
         record = json.loads(path.read_text(encoding='utf-8'))
@@ -49,6 +49,7 @@ def _records_in(path):  # one as JSON, or one a line
         return [record for _, record in read_jsonl(path)]
 
 
+# %% ../../nbs/runs/30_verifying.ipynb #6a55151e
 def _records_named(name, folders):  # (file, record); an error where there is none
     path = Path(name).expanduser()
     if path.is_file():
@@ -66,7 +67,7 @@ def _records_named(name, folders):  # (file, record); an error where there is no
     return found
 
 
-# %% ../../nbs/runs/30_verifying.ipynb #c6f2f897
+# %% ../../nbs/runs/30_verifying.ipynb #0ecda37c
 NEEDED = {'key', 'spec', 'metrics', 'history', 'evaluations', 'data', 'provenance'}  # Of a record that is checked
 
 
@@ -74,6 +75,7 @@ def _numbers(record):  # all that is to be equal when a run is made again
     return {name: value for name, value in record.items() if name not in ('spec', 'time', 'provenance')}
 
 
+# %% ../../nbs/runs/30_verifying.ipynb #67661e28
 def record_named(
     name: str,  # A file with one record, or a key, or at least its first 8 digits
     folders: Folders | None = None,  # Keys are looked for in its runs and in the results of its reports
@@ -91,7 +93,7 @@ def record_named(
     return record
 
 
-# %% ../../nbs/runs/30_verifying.ipynb #210f91f6
+# %% ../../nbs/runs/30_verifying.ipynb #36fa7736
 def _of_accuracies(m, evaluations):  # (field, recorded, what would fit)
     best, last = max(e['validation_accuracy'] for e in evaluations), evaluations[-1]
     fits = dict(
@@ -106,7 +108,7 @@ def _of_accuracies(m, evaluations):  # (field, recorded, what would fit)
     return [(f'metrics.{name}', m[name], value) for name, value in fits.items()]
 
 
-# %% ../../nbs/runs/30_verifying.ipynb #62f5da89
+# %% ../../nbs/runs/30_verifying.ipynb #dd44da7e
 def _prepare_again(record, folders):
     spec, made = make_spec(ADDED | record['spec']), record['provenance']
     if made.get('recipe') != recipe(spec):
@@ -117,6 +119,7 @@ def _prepare_again(record, folders):
     return prepare(spec, folders)
 
 
+# %% ../../nbs/runs/30_verifying.ipynb #f4769b00
 def _contradictions(record, data):  # field, recorded, rerun: what would fit
     evaluations = record['evaluations']
     fits = [('key', record['key'], key_of(data.spec, data.task.name, record['data']))]
@@ -130,6 +133,7 @@ def _contradictions(record, data):  # field, recorded, rerun: what would fit
     return wrong
 
 
+# %% ../../nbs/runs/30_verifying.ipynb #33006dae
 def check_record(
     record: dict,
     folders: Folders | str | Path | None = None,  # As of `records.find_folders`
@@ -138,7 +142,7 @@ def check_record(
     return _contradictions(record, _prepare_again(record, folders))
 
 
-# %% ../../nbs/runs/30_verifying.ipynb #24171190
+# %% ../../nbs/runs/30_verifying.ipynb #8db754c7
 def _leaves(value, name=''):  # (field, value), such as ('history[10].loss', 0.5); the rows of a list by their step
     if isinstance(value, dict):
         parts = [(f'{name}.{k}' if name else k, v) for k, v in value.items()]
@@ -149,6 +153,7 @@ def _leaves(value, name=''):  # (field, value), such as ('history[10].loss', 0.5
     return [leaf for part, v in parts for leaf in _leaves(v, part)]
 
 
+# %% ../../nbs/runs/30_verifying.ipynb #67874da7
 def _differences(record, again):
     recorded, rerun = dict(_leaves(_numbers(record))), dict(_leaves(_numbers(again)))
     return [
@@ -158,6 +163,7 @@ def _differences(record, again):
     ]
 
 
+# %% ../../nbs/runs/30_verifying.ipynb #69b43ff4
 def _not_recorded(record, again):  # fields that an older record lacks: of a list the list, of all of a part the part
     recorded, rerun = dict(_leaves(_numbers(record))), dict(_leaves(_numbers(again)))
 
@@ -168,7 +174,7 @@ def _not_recorded(record, again):  # fields that an older record lacks: of a lis
     return sorted({part(field) for field in rerun} - {part(field) for field in recorded})
 
 
-# %% ../../nbs/runs/30_verifying.ipynb #ece97c81
+# %% ../../nbs/runs/30_verifying.ipynb #8bca535d
 def _machines(recorded, here):  # provenance of both -> how the machines differ
     names = ('device', 'device_name', 'isa', 'python', 'versions', 'machine')
     there, ours = (dict(_leaves({name: p[name] for name in names if name in p})) for p in (recorded, here))
@@ -176,6 +182,7 @@ def _machines(recorded, here):  # provenance of both -> how the machines differ
     return dict(kind='different' if differ else 'same', differences=differ, not_recorded=sorted(set(ours) - set(there)))
 
 
+# %% ../../nbs/runs/30_verifying.ipynb #58aaefb4
 def _why_digits_differ(record, machine):  # empty: nothing lets them
     made, spec = record['provenance'], record['spec']
     stackable = spec['student'] in SCRATCH and not spec['dropout']
@@ -189,16 +196,7 @@ def _why_digits_differ(record, machine):  # empty: nothing lets them
     return [reason for reason, true in reasons.items() if true]
 
 
-# %% ../../nbs/runs/30_verifying.ipynb #525442be
-COUNTED = (  # Beginnings of fields that are counted
-    'data.',
-    'stand_in',
-    'generation.',
-    *(f'metrics.{name}' for name in 'n_ parameters majority cut_ unknown_ special_ labels_not_'.split()),
-)
-SELECTED = ('metrics.test_accuracy', 'metrics.likeliest_label_accuracy', 'metrics.validation_accuracy')
-
-
+# %% ../../nbs/runs/30_verifying.ipynb #47bcfa90
 def _tolerances(record):  # losses relative, accuracies in points
     m = record['metrics']
     return dict(
@@ -207,6 +205,16 @@ def _tolerances(record):  # losses relative, accuracies in points
         test_accuracy=round(accuracy_tolerance(m['n_test']), 2),
         validation_accuracy=round(accuracy_tolerance(m['n_validation']), 2),
     )
+
+
+# %% ../../nbs/runs/30_verifying.ipynb #53891a4c
+COUNTED = (  # Beginnings of fields that are counted
+    'data.',
+    'stand_in',
+    'generation.',
+    *(f'metrics.{name}' for name in 'n_ parameters majority cut_ unknown_ special_ labels_not_'.split()),
+)
+SELECTED = ('metrics.test_accuracy', 'metrics.likeliest_label_accuracy', 'metrics.validation_accuracy')
 
 
 def _near(record, difference):  # whether it may be, where the last digits differ
@@ -222,13 +230,13 @@ def _near(record, difference):  # whether it may be, where the last digits diffe
     return abs(recorded - rerun) <= allowed['validation_accuracy' if 'validation' in field else 'test_accuracy']
 
 
-# %% ../../nbs/runs/30_verifying.ipynb #9fe22181
+# %% ../../nbs/runs/30_verifying.ipynb #52891e1d
 def _as_made(record, data):  # by the engine that made it; before there was a choice, that was the stack
     engine = record['provenance'].get('engine', 'stack')
     return replace(data, spec=replace(data.spec, engine=engine))
 
 
-# %% ../../nbs/runs/30_verifying.ipynb #e4ee11a8
+# %% ../../nbs/runs/30_verifying.ipynb #cbe5c21b
 def verify(
     record: dict,  # From `record_named`, say
     folders: Folders | str | Path | None = None,  # As of `records.find_folders`
