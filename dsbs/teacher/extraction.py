@@ -9,9 +9,12 @@ __all__ = [
     'final_channel',
     'without_thinking',
     'reading_at',
+    'agreed_reading',
     'read_marked',
     'read_completion',
     'human_rationales',
+    'is_outside',
+    'word_counts',
     'quality',
     'rows_and_readings',
     'teacher_accuracy',
@@ -20,7 +23,7 @@ __all__ = [
 # %% ../../nbs/teacher/16_extraction.ipynb #84548115
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from ..data.answers import is_correct, normalise_answer
@@ -67,7 +70,7 @@ def final_channel(
     return None if parts[1:] else text
 
 
-# %% ../../nbs/teacher/16_extraction.ipynb #62434ec0
+# %% ../../nbs/teacher/16_extraction.ipynb #3757b1ec
 def without_thinking(
     text: str,  # A model's whole answer
 ) -> tuple[str, bool]:  # What is no thought; whether the last thought is never closed
@@ -87,7 +90,7 @@ def without_thinking(
     return ' '.join(kept), inside
 
 
-# %% ../../nbs/teacher/16_extraction.ipynb #3af36e19
+# %% ../../nbs/teacher/16_extraction.ipynb #05bb2154
 _GAP = re.compile(r'\s{20,}')
 _LEAD = re.compile(r'\n(?:-{3,}|[#>]{1,6})$')  # what is left of a rule or a heading before the marker
 
@@ -96,6 +99,7 @@ def _narrow(gap: re.Match) -> str:
     return '\n' if '\n' in gap[0] else ' '
 
 
+# %% ../../nbs/teacher/16_extraction.ipynb #99fcecf5
 def reading_at(
     mark: Marker,
     answer: str,  # Without thoughts and made-up questions
@@ -115,8 +119,9 @@ def reading_at(
     return Reading(' '.join(rationale.split()), label) if label else Reading(reason=reason)
 
 
-# %% ../../nbs/teacher/16_extraction.ipynb #b42f4fa4
-def _one_of_readings(marks, readings, form):
+# %% ../../nbs/teacher/16_extraction.ipynb #58078a14
+def agreed_reading(marks: list[Marker], readings: list[Reading], form: AnswerFormat) -> Reading:
+    "The reading that the markers of an answer agree on, or the reason why they do not."
     exact = [r for m, r in zip(marks, readings, strict=True) if m.exact]
     good = [r for r in readings if r.ok]
     if len({normalise_answer(r.label) for r in good}) > 1:
@@ -126,6 +131,7 @@ def _one_of_readings(marks, readings, form):
     return (exact or good or readings)[0]
 
 
+# %% ../../nbs/teacher/16_extraction.ipynb #3f96b4ba
 def read_marked(
     answer: str,  # Without thoughts and made-up questions
     marks: list[Marker],  # At least one, in order
@@ -135,7 +141,7 @@ def read_marked(
     "The reading of an answer that has markers."
     ends = [*(m.start for m in marks[1:]), len(answer)]
     readings = [reading_at(m, answer, end, form, label_set) for m, end in zip(marks, ends, strict=True)]
-    found = _one_of_readings(marks, readings, form)
+    found = agreed_reading(marks, readings, form)
     return Reading(reason='no rationale') if found.ok and not found.rationale else found
 
 
@@ -187,17 +193,21 @@ def human_rationales(
 
 
 # %% ../../nbs/teacher/16_extraction.ipynb #95c5d6e3
-def _outside(example_input, label):  # of the lettered choices, where there are any
+def is_outside(example_input: str, label: str) -> bool:
+    "Whether an input has lettered choices and the label is none of them."
     choices = [plain_text(c) for c in re.findall(r'^\(.\) (.*)$', example_input, flags=re.MULTILINE)]
     return bool(choices) and plain_text(label) not in choices
 
 
-def _word_counts(rationales):
+# %% ../../nbs/teacher/16_extraction.ipynb #63a37ff0
+def word_counts(rationales: Iterable[str]) -> dict[str, int]:  # shortest, median, longest; empty without any
+    "How many words rationales have."
     lengths = sorted(len(text.split()) for text in rationales)
     places = dict(shortest=0, median=0.5, longest=1) if lengths else {}
     return {name: lengths[int(share * (len(lengths) - 1))] for name, share in places.items()}
 
 
+# %% ../../nbs/teacher/16_extraction.ipynb #fd252eb9
 def quality(
     rows: list[dict],  # With input, and a label or None
     readings: Sequence[Reading],  # One for each row
@@ -213,9 +223,9 @@ def quality(
         correct=right,
         accuracy=round(100 * right / len(labeled), 2) if labeled else None,
         disagrees=sum(x.ok for _, x in labeled) - right,
-        outside=sum(_outside(row['input'], x.label) for row, x in read),
+        outside=sum(is_outside(row['input'], x.label) for row, x in read),
         reasons=dict(sorted(Counter(x.reason for x in readings if not x.ok).items())),
-        rationale_words=_word_counts(x.rationale for _, x in read),
+        rationale_words=word_counts(x.rationale for _, x in read),
     )
 
 
@@ -234,7 +244,7 @@ def rows_and_readings(
     return rows, [read_completion(written[r['id']], FORMATS[task.name], task.label_set) for r in rows]
 
 
-# %% ../../nbs/teacher/16_extraction.ipynb #1952d152
+# %% ../../nbs/teacher/16_extraction.ipynb #349c7bc9
 def teacher_accuracy(
     task: Task,  # A built-in one
     split: str = 'test',

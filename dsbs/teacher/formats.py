@@ -8,6 +8,7 @@ __all__ = [
     'AnswerFormat',
     'answer_format',
     'Marker',
+    'widened',
     'find_markers',
     'LabelPatterns',
     'label_patterns',
@@ -17,6 +18,8 @@ __all__ = [
     'label_there',
     'read_equation',
     'unboxed',
+    'label_of_set',
+    'label_by_pattern',
     'read_label',
     'before_stop',
     'letter_of',
@@ -50,7 +53,7 @@ class AnswerFormat:
     live: bool = False  # Read with the freedom that a chat model takes; PaLM's recorded answers are read strictly
 
 
-# %% ../../nbs/teacher/09_formats.ipynb #5192df76
+# %% ../../nbs/teacher/09_formats.ipynb #f22be770
 _WORD = r'\s*([^\s.]+)'
 _BRACKETS = r'\s*(\(.*\))'
 _NLI = dict(fields=('Premise', 'Hypothesis'), cue='Reasons')
@@ -100,7 +103,7 @@ _FREE_MARKER = re.compile(
 _BOX = re.compile(r'[\s$]{0,5}(?:\\[(\[]\s?)?\\boxed\b')
 
 
-# %% ../../nbs/teacher/09_formats.ipynb #8513dc3e
+# %% ../../nbs/teacher/09_formats.ipynb #0d79363f
 @dataclass(frozen=True)
 class Marker:
     "Where the words stand that begin an answer."
@@ -110,12 +113,13 @@ class Marker:
     exact: bool  # As the form has it
 
 
-def _widened(exact: Marker, free: list[Marker]) -> Marker:
+def widened(exact: Marker, free: list[Marker]) -> Marker:
     "An exact marker with the free one around it, such as Answer: within Final Answer:."
     around = [f for f in free if f.start <= exact.start and f.end >= exact.end]
     return Marker(around[0].start, around[0].end, True) if around else exact
 
 
+# %% ../../nbs/teacher/09_formats.ipynb #b2ac9adc
 def find_markers(
     text: str,  # A completion
     form: AnswerFormat,
@@ -125,7 +129,7 @@ def find_markers(
     if not form.live:
         return exact
     free = [Marker(m.start(), m.end(), False) for m in _FREE_MARKER.finditer(text)]
-    found = [_widened(e, free) for e in exact]
+    found = [widened(e, free) for e in exact]
     later = [f for f in free if not found or f.start >= found[0].end]
     found += [f for f in later if all(f.end <= e.start or f.start >= e.end for e in found)]
     if not found:
@@ -143,7 +147,7 @@ _UNSPACED = re.compile(
 )  # Japanese, Chinese, Korean
 
 
-# %% ../../nbs/teacher/09_formats.ipynb #b7bea191
+# %% ../../nbs/teacher/09_formats.ipynb #f1ddfe67
 @dataclass(frozen=True)
 class LabelPatterns:
     "What finds the labels of a set."
@@ -163,11 +167,12 @@ def label_patterns(label_set: tuple[str, ...]) -> LabelPatterns:
     return LabelPatterns(texts, re.compile(one, re.IGNORECASE), re.compile(first, re.IGNORECASE))
 
 
-# %% ../../nbs/teacher/09_formats.ipynb #0760819b
+# %% ../../nbs/teacher/09_formats.ipynb #75d64a92
 def _caseless(text):
     return fold(normalise_answer(text)).replace('ı', 'i')
 
 
+# %% ../../nbs/teacher/09_formats.ipynb #3561ab28
 def label_as_written(
     text: str,  # A label, in any case
     label_set: tuple[str, ...],
@@ -180,13 +185,14 @@ def label_as_written(
     return same[0] if len(same) == 1 else None
 
 
-# %% ../../nbs/teacher/09_formats.ipynb #bf22f540
+# %% ../../nbs/teacher/09_formats.ipynb #0b439556
 def _joined(pair: str) -> bool:
     "Whether two characters are of one word, in a script with blanks between words."
     in_word = [c.isalnum() or unicodedata.category(c)[0] == 'M' for c in pair]
     return len(pair) == 2 and all(in_word) and not _UNSPACED.search(pair)
 
 
+# %% ../../nbs/teacher/09_formats.ipynb #06ac845f
 def stands_alone(
     text: str,
     found: re.Match,  # Of a part of it
@@ -196,7 +202,7 @@ def stands_alone(
     return not _joined(before) and not _joined(behind)
 
 
-# %% ../../nbs/teacher/09_formats.ipynb #d3a3567a
+# %% ../../nbs/teacher/09_formats.ipynb #ee1bf690
 def names_another(
     rest: str,  # What comes behind a label and a comma
     label: str | None,
@@ -277,8 +283,9 @@ def unboxed(
     return rest
 
 
-# %% ../../nbs/teacher/09_formats.ipynb #bf1b7002
-def _label_of_set(rest, label_set):
+# %% ../../nbs/teacher/09_formats.ipynb #527062de
+def label_of_set(rest: str, label_set: tuple[str, ...]) -> tuple[str, str]:
+    "The label on the first line that has any, or why there is none."
     lines = [line for line in rest.split('\n') if re.sub(rf'{_DRESS}|{_END}', '', line)]
     if not lines:
         return '', 'no label'
@@ -286,12 +293,15 @@ def _label_of_set(rest, label_set):
     return (label, '') if label else ('', 'label outside the label set')
 
 
-def _label_by_pattern(pattern, text):
+# %% ../../nbs/teacher/09_formats.ipynb #dab5aa99
+def label_by_pattern(pattern: str, text: str) -> tuple[str, str]:
+    "What the first group of a regular expression holds, or why there is nothing."
     found = re.match(pattern, text, flags=re.DOTALL)
     label = found[1].strip() if found else ''
     return (label, '') if label else ('', 'no label')
 
 
+# %% ../../nbs/teacher/09_formats.ipynb #045cec18
 def read_label(
     form: AnswerFormat,
     rest: str,  # What follows the marker
@@ -300,13 +310,13 @@ def read_label(
     "Read the label of an answer."
     rest = unboxed(rest) if form.live else rest
     if label_set:
-        return _label_of_set(rest, tuple(label_set))
+        return label_of_set(rest, tuple(label_set))
     rest = re.sub(r'^[:：](?=\s)', '', _BOLD.sub(r'\1', rest))
     if form.live:
         rest = next((line for line in rest.split('\n') if line.strip()), '')
     if not form.live or form.kind != 'equation':
-        return _label_by_pattern(form.label, rest)
-    label, why = _label_by_pattern(_LINE, rest)
+        return label_by_pattern(form.label, rest)
+    label, why = label_by_pattern(_LINE, rest)
     equation = read_equation(rest) if label else None
     return (equation, '') if equation else ('', why or 'not an equation')
 
@@ -320,7 +330,7 @@ def before_stop(
     return re.split(rf'^[ \t]*{re.escape(stop)}', text, maxsplit=1, flags=re.MULTILINE)[0]
 
 
-# %% ../../nbs/teacher/09_formats.ipynb #dea4b58e
+# %% ../../nbs/teacher/09_formats.ipynb #e36da3ac
 def letter_of(
     example_input: str,  # With lettered choices
     label: str,
@@ -333,7 +343,7 @@ def letter_of(
     return found
 
 
-# %% ../../nbs/teacher/09_formats.ipynb #cc8e9d94
+# %% ../../nbs/teacher/09_formats.ipynb #3febdc1f
 def write_answer(
     form: AnswerFormat,
     example_input: str,  # What was asked; a lettered label finds its letter there

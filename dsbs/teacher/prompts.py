@@ -17,6 +17,7 @@ __all__ = [
     'embedded_exemplars',
     'load_prompt',
     'checked_exemplar',
+    'label_as_read',
     'user_prompt',
     'prompt_of',
 ]
@@ -46,6 +47,7 @@ class Exemplar:
     label: str
 
 
+# %% ../../nbs/teacher/10_prompts.ipynb #20473ced
 def question_text(form: AnswerFormat, example_input: str) -> str:
     "A question as the teacher sees it: its parts on named lines."
     parts = example_input.split('</s>', len(form.fields) - 1)
@@ -105,7 +107,7 @@ def how_to_answer(form: AnswerFormat, label_set: tuple[str, ...] = ()) -> str:
     return f'First give your reasons in one to three sentences, then end with "{form.marker}"{which}.'
 
 
-# %% ../../nbs/teacher/10_prompts.ipynb #f5e8d9ed
+# %% ../../nbs/teacher/10_prompts.ipynb #f043a912
 def exemplars_in(
     text: str,  # Paragraphs
     join: Callable[..., str],  # Makes an input of its parts
@@ -126,7 +128,7 @@ def cqa_input(question: str, choices: str) -> str:  # choices: five, with commas
     return PAPER['cqa'].read(dict(id='ours', question=question, choices=choices, answer=choices[0]))[1]
 
 
-# %% ../../nbs/teacher/10_prompts.ipynb #d53cc9f3
+# %% ../../nbs/teacher/10_prompts.ipynb #88c457b0
 _CQA = """
 Where is the best place for a dripping umbrella when you come home?
 wardrobe, umbrella stand, sofa, bookshelf, bed
@@ -389,14 +391,15 @@ def checked_exemplar(
     raise UsageError(f'exemplar {number} should have three texts, {", ".join(wanted)}, and nothing else; found {found}')
 
 
-# %% ../../nbs/teacher/10_prompts.ipynb #d3438db1
-def _label_as_read(label, kind, label_set):
+# %% ../../nbs/teacher/10_prompts.ipynb #94ac9cab
+def label_as_read(label: str, kind: str, label_set: tuple[str, ...]) -> str:
     "A label of an exemplar as it would be read in an answer."
     if kind == 'equation':
         return plain_equation(label)
     return {plain_text(known): known for known in label_set}.get(plain_text(label), label)
 
 
+# %% ../../nbs/teacher/10_prompts.ipynb #7cc328b6
 def user_prompt(
     task: str,  # Name of the task
     instruction: str,  # The task in words; how to answer is added
@@ -407,7 +410,7 @@ def user_prompt(
     "A prompt from simple settings; a `UsageError` names the exemplar that is wrong."
     form, label_set = answer_format(kind), tuple(label_set)
     checked = [checked_exemplar(number, given) for number, given in enumerate(exemplars, 1)]
-    shown = tuple(replace(e, label=_label_as_read(e.label, kind, label_set)) for e in checked)
+    shown = tuple(replace(e, label=label_as_read(e.label, kind, label_set)) for e in checked)
     return Prompt(task, f'{instruction.strip()} {how_to_answer(form, label_set)}', shown, form, label_set)
 
 

@@ -11,10 +11,15 @@ __all__ = [
     'checked_row',
     'checked_rows',
     'failed_rows',
+    'check_labels',
     'check_card',
+    'say_once',
+    'check_input',
     'check_join',
+    'set_files',
     'read_set',
     'teacher_rationales',
+    'labeled_rows',
     'fill_labels',
     'ExtractSettings',
     'questions_about',
@@ -36,6 +41,7 @@ __all__ = [
     'check_folder',
     'extract',
     'TeacherModel',
+    'reasons_told',
     'shortfalls',
     'Extracted',
     'ask_teacher',
@@ -97,7 +103,7 @@ def read_card(path: Path) -> dict:  # At least `task` and `model`
     return card
 
 
-# %% ../../nbs/teacher/17_sets.ipynb #a5886c4d
+# %% ../../nbs/teacher/17_sets.ipynb #83a03324
 def set_cards(folder: str | Path) -> dict[str, dict]:  # split -> card
     "The cards of a rationale set."
     paths = sorted(Path(folder).expanduser().glob('*.card.json'))
@@ -131,9 +137,8 @@ def checked_row(
     return dict(id=row_id(raw), rationale=get_field(raw, 'rationale').strip(), label=label, hashes=hashes)
 
 
-# %% ../../nbs/teacher/17_sets.ipynb #3d97b1eb
+# %% ../../nbs/teacher/17_sets.ipynb #2726ae94
 _ROW_EXAMPLE = 'write one JSON object per line, such as {"id": "...", "rationale": "...", "label": "..."}'
-_FAILURE_EXAMPLE = 'write one JSON object per line, such as {"id": "...", "reason": "..."}'
 
 
 def checked_rows(path: Path, task: Task) -> list[dict]:  # `checked_row`, each with `at`, its line
@@ -150,6 +155,10 @@ def checked_rows(path: Path, task: Task) -> list[dict]:  # `checked_row`, each w
     return read_checked(path, read, _ROW_EXAMPLE)
 
 
+# %% ../../nbs/teacher/17_sets.ipynb #6bffdebe
+_FAILURE_EXAMPLE = 'write one JSON object per line, such as {"id": "...", "reason": "..."}'
+
+
 def failed_rows(path: Path) -> dict[str, str]:  # id -> reason
     "Read and check the failures of a set; a file that is absent or empty has none."
     if not path.is_file() or not read_utf8(path).strip():
@@ -162,8 +171,9 @@ def failed_rows(path: Path) -> dict[str, str]:  # id -> reason
     return dict(read_checked(path, read, _FAILURE_EXAMPLE))
 
 
-# %% ../../nbs/teacher/17_sets.ipynb #b7adf5cf
-def _check_labels(path, card, task):
+# %% ../../nbs/teacher/17_sets.ipynb #4b00afbf
+def check_labels(path: Path, card: dict, task: Task):
+    "A `UsageError` when a card was made for another label set."
     if not isinstance(card['label_set'], list):
         raise UsageError(f"{path}: field 'label_set' should be a list")
     then, today = ({plain_text(str(label)) for label in labels} for labels in (card['label_set'], task.label_set))
@@ -174,6 +184,7 @@ def _check_labels(path, card, task):
         )
 
 
+# %% ../../nbs/teacher/17_sets.ipynb #1774141a
 def check_card(path: Path, card: dict, task: Task, split: str):
     "A `UsageError` when a card is of another task, split, label set or prompt."
     if card['task'] != task.name:
@@ -182,7 +193,7 @@ def check_card(path: Path, card: dict, task: Task, split: str):
         raise UsageError(f'{path}: made for split {card["split"]!r}, not {split!r}')
     if 'label_set' not in card:
         return  # by hand
-    _check_labels(path, card, task)
+    check_labels(path, card, task)
     if card.get('prompt') and card['prompt'] != prompt_of(task).hash:
         raise UsageError(
             f'{path}: asked with another prompt than {task.name} has now (its instruction or exemplars): '
@@ -192,12 +203,15 @@ def check_card(path: Path, card: dict, task: Task, split: str):
 
 # %% ../../nbs/teacher/17_sets.ipynb #d578bcd9
 @cache
-def _say_once(line):
+def say_once(line: str):
+    "Print a line on standard error, unless it was printed before or by another process."
     if is_main_process():
         print(f'dsbs: {line}', file=sys.stderr)
 
 
-def _check_input(path, row, text, task):
+# %% ../../nbs/teacher/17_sets.ipynb #fb231449
+def check_input(path: Path, row: dict, text: str, task: Task):
+    "A `UsageError` when a row was written for another input than the text."
     if row['hashes'] - {input_hash(text)}:
         raise UsageError(
             f'{path}:{row["at"]}: the id {row["id"]!r} now stands on another input of {task.name} '
@@ -206,6 +220,7 @@ def _check_input(path, row, text, task):
         )
 
 
+# %% ../../nbs/teacher/17_sets.ipynb #b2187375
 def check_join(
     path: Path,
     rows: list[dict],  # From `checked_rows`
@@ -218,20 +233,21 @@ def check_join(
         known |= {plain_text(row['id']): (name, row['input']) for row in task[name].to_list()}
     found = [(row, *known[plain_text(row['id'])]) for row in rows if plain_text(row['id']) in known]
     for row, _, text in found:
-        _check_input(path, row, text, task)
+        check_input(path, row, text, task)
     if split not in {name for _, name, _ in found}:
         theirs = f'is that of a row of {task.name} {split}, such as {task[split]["id"][0]!r}'
         raise UsageError(f'{path}: none of its {len(rows)} ids, such as {rows[0]["id"]!r}, {theirs}')
     strange = [row['id'] for row in rows if plain_text(row['id']) not in known]
     if strange:
         told = f'are those of no row of {task.name}, such as {strange[0]!r}: left out'
-        _say_once(f'{path}: {len(strange)} of {len(rows)} ids {told}')
+        say_once(f'{path}: {len(strange)} of {len(rows)} ids {told}')
     if not all(row['hashes'] for row in rows):
-        _say_once(f'{path.parent}: rows without "input" or "input_sha256" are joined to {task.name} by their ids alone')
+        say_once(f'{path.parent}: rows without "input" or "input_sha256" are joined to {task.name} by their ids alone')
 
 
 # %% ../../nbs/teacher/17_sets.ipynb #912fb8c1
-def _set_files(folder, task, split):
+def set_files(folder: str | Path, task: Task, split: str) -> tuple[Path, Path]:  # Of the rows, of the card
+    "The files of a split; a `UsageError` when one of them is absent."
     path, card = (Path(os.path.expanduser(folder)) / f'{split}.{kind}' for kind in ('jsonl', 'card.json'))
     teacher = f'teacher {str(folder)!r}'
     again = f'make one with dsbs extract {task.name} --split {split} --out {folder}'
@@ -244,13 +260,14 @@ def _set_files(folder, task, split):
     return path, card
 
 
+# %% ../../nbs/teacher/17_sets.ipynb #60168b94
 def read_set(
     folder: str | Path,  # Of a rationale set
     task: Task,
     split: str,
 ) -> dict[str, Reading]:  # id -> reading, for every row of the split; the reason of rows without one is "not asked"
     "Read a rationale set; a `UsageError` names file and line of a mistake, or of the first row that does not fit."
-    path, card = _set_files(folder, task, split)
+    path, card = set_files(folder, task, split)
     check_card(card, set_cards(folder)[split], task, split)
     rows = checked_rows(path, task)
     check_join(path, rows, task, split)
@@ -278,7 +295,8 @@ def teacher_rationales(
 
 
 # %% ../../nbs/teacher/17_sets.ipynb #ecd708d0
-def _with_labels(rows, readings):
+def labeled_rows(rows: list[dict], readings: dict[str, Reading]) -> tuple[list[dict], int]:
+    "The rows with a label, and how many of the labels are the teacher's."
     kept, filled = [], 0
     for row in rows:
         reading = readings.get(row['id'], Reading(reason='not asked'))
@@ -289,6 +307,7 @@ def _with_labels(rows, readings):
     return kept, filled
 
 
+# %% ../../nbs/teacher/17_sets.ipynb #7cffee7a
 def fill_labels(
     task: Task,
     readings: dict[str, Reading],  # Of all rows without a label
@@ -296,7 +315,7 @@ def fill_labels(
     "The teacher's labels for rows that have none."
     splits, notes = {}, [task.note] if task.note else []
     for name, split in task.splits.items():
-        rows, filled = _with_labels(split.to_list(), readings)
+        rows, filled = labeled_rows(split.to_list(), readings)
         if not rows:
             raise UsageError(f'{task.name}: no row of {name} has a label, and the teacher gave none that can be read')
         splits[name] = as_split(rows)
@@ -342,7 +361,7 @@ class ExtractSettings:
         return same | dict(tolerant=self.max_failed >= 1)
 
 
-# %% ../../nbs/teacher/17_sets.ipynb #350f5978
+# %% ../../nbs/teacher/17_sets.ipynb #6f04e703
 def questions_about(
     rows: list[dict],  # With id and input
     prompt: Prompt,
@@ -365,6 +384,7 @@ def supporters(
     return [r for r in readings if r.ok and r.label == votes[0][0]]
 
 
+# %% ../../nbs/teacher/17_sets.ipynb #d7a6beff
 def vote(
     readings: Sequence[Reading],  # Of several answers to one question
 ) -> Reading:  # A reading of the majority label; without any label, the commonest reason
@@ -379,6 +399,7 @@ def read_answer(answer: Answer, form: AnswerFormat, label_set: tuple[str, ...] =
     return Reading(reason=answer.reason) if answer.reason else read_completion(answer.text, form, label_set, live=True)
 
 
+# %% ../../nbs/teacher/17_sets.ipynb #63c86db2
 def read_answers(
     answers: dict[tuple[str, int], Answer],  # (id of the row, sample) -> answer; those that were asked
     rows: list[dict],  # With id and input
@@ -433,6 +454,7 @@ class EarlierSet:
         return found and found | dict(id=row['id'])
 
 
+# %% ../../nbs/teacher/17_sets.ipynb #8c7c10b5
 def _objects(path):
     there = path.is_file() and read_utf8(path).strip()
     return [row for _, row in read_objects(path)] if there else []
@@ -453,7 +475,7 @@ def read_earlier(
     return EarlierSet(path, card, asked_in_same_way(card, way), _objects(path), by_input)
 
 
-# %% ../../nbs/teacher/17_sets.ipynb #8a71b19b
+# %% ../../nbs/teacher/17_sets.ipynb #2e04a54d
 def questions_to_ask(
     questions: list[Question],
     rows: list[dict],  # About which they are
@@ -466,6 +488,7 @@ def questions_to_ask(
     return [q for q in questions if q.id not in settled]
 
 
+# %% ../../nbs/teacher/17_sets.ipynb #8326952e
 def merged_rows(
     rows: list[dict],  # Of the split
     read: dict[str, dict | Reading],  # From `read_answers`
@@ -477,6 +500,7 @@ def merged_rows(
     return {i: row for i, row in found.items() if row}
 
 
+# %% ../../nbs/teacher/17_sets.ipynb #40c21aad
 def moved_rows(task: Task, split: str, earlier: EarlierSet) -> list[dict]:
     "Rows of a split's file whose inputs are now in another split of the task."
     mine = {row['input_sha256'] for row in earlier.rows if isinstance(row.get('input_sha256'), str)}
@@ -485,7 +509,7 @@ def moved_rows(task: Task, split: str, earlier: EarlierSet) -> list[dict]:
     return [row for row in found if row]
 
 
-# %% ../../nbs/teacher/17_sets.ipynb #03f4f194
+# %% ../../nbs/teacher/17_sets.ipynb #49aca120
 def why_not_written(
     rows: list[dict],  # Of the split
     found: dict[str, dict],  # From `merged_rows`
@@ -506,6 +530,7 @@ def why_not_written(
     )
 
 
+# %% ../../nbs/teacher/17_sets.ipynb #94a6ac13
 def kept_failures(
     rows: list[dict],  # Of the split
     read: dict[str, dict | Reading],  # From `read_answers`
@@ -531,6 +556,7 @@ def call_counts(
     return dict(requested=len(rows), asked=kept + failed, kept=kept, failed=failed, reused=reused, rows=len(found))
 
 
+# %% ../../nbs/teacher/17_sets.ipynb #92eb5809
 def set_quality(task: Task, split: str, read: dict[str, dict | Reading], found: dict[str, dict]) -> dict:
     "`extraction.quality` of all rationales of a set, and of what failed."
     readings = {i: Reading(row['rationale'], row['label']) for i, row in found.items()}
@@ -539,7 +565,7 @@ def set_quality(task: Task, split: str, read: dict[str, dict | Reading], found: 
     return quality(known, [readings[r['id']] for r in known], task)
 
 
-# %% ../../nbs/teacher/17_sets.ipynb #8bbf615a
+# %% ../../nbs/teacher/17_sets.ipynb #7638df2d
 def write_set(out: Path, rows: list[dict], failures: list[dict], prompt: Prompt, card: dict):
     "Write the files of a split, whose name stands in the card."
     split = card['split']
@@ -549,6 +575,7 @@ def write_set(out: Path, rows: list[dict], failures: list[dict], prompt: Prompt,
     write_text(out / f'{split}.card.json', json.dumps(card, indent=1, ensure_ascii=False))
 
 
+# %% ../../nbs/teacher/17_sets.ipynb #62714996
 def check_folder(out: Path, task: Task, model: str):
     "Make the folder of a set; a `UsageError` when it cannot be one, or is of another model or task."
     try:
@@ -601,7 +628,7 @@ def extract(
     return card
 
 
-# %% ../../nbs/teacher/17_sets.ipynb #d1923d1f
+# %% ../../nbs/teacher/17_sets.ipynb #1935307f
 @dataclass(frozen=True)
 class TeacherModel:
     "A model to ask, and where it is."
@@ -625,13 +652,14 @@ class TeacherModel:
         return Server(self.base_url, self.name, self.timeout, self.served_model)
 
 
-# %% ../../nbs/teacher/17_sets.ipynb #998eb35f
-def _reasons(card):
+# %% ../../nbs/teacher/17_sets.ipynb #b382cb1b
+def reasons_told(card: dict) -> str:
     "Why rows failed, each with what would help; a call that stopped says that itself."
     hints = {} if card['stopped'] else {reason: f': {hint}' for reason, hint in OF_NO_USE.items()}
     return ', '.join(f'{n} {reason}{hints.get(reason, "")}' for reason, n in card['quality']['reasons'].items())
 
 
+# %% ../../nbs/teacher/17_sets.ipynb #e2c3a0c9
 def shortfalls(
     card: dict,  # From `extract`
     out: Path,  # Folder of the rationale set
@@ -646,7 +674,7 @@ def shortfalls(
         lines.append(card['unwritten'])
     if card['failed'] > settings.max_failed * rows:
         where = f'{out}/{card["split"]}.failures.jsonl'
-        lines.append(f'{card["failed"]} of {rows} rows have no rationale ({_reasons(card)}): see {where}')
+        lines.append(f'{card["failed"]} of {rows} rows have no rationale ({reasons_told(card)}): see {where}')
     if card['stopped'] == 'failing' and left:
         lines.append(f'{left} of {rows} rows were not asked, and what was answered is kept')
     if card['stopped'] == 'failing':
@@ -654,7 +682,7 @@ def shortfalls(
     return lines
 
 
-# %% ../../nbs/teacher/17_sets.ipynb #fb947108
+# %% ../../nbs/teacher/17_sets.ipynb #8fa83e23
 @dataclass(frozen=True)
 class Extracted:
     "The outcome of asking a model about a split."
@@ -670,7 +698,7 @@ class Extracted:
         return {name: self.card[name] for name in names} | dict(accuracy=accuracy, out=str(self.out))
 
 
-# %% ../../nbs/teacher/17_sets.ipynb #1a27d1c8
+# %% ../../nbs/teacher/17_sets.ipynb #afdf3cae
 def ask_teacher(
     task: Task,
     split: str,
