@@ -34,8 +34,8 @@ __all__ = [
     'rows_figure',
     'cell_means',
     'passing_map',
-    'validations',
     'tokens_a_step',
+    'validations',
     'learning_curves',
     'headline_bars',
     'cost_lines',
@@ -102,6 +102,7 @@ def curves_in(
     return [curve for curve in LOOKS if curve in there]
 
 
+# %% ../../nbs/evidence/38_plotting.ipynb #52f8411a
 def by_name(
     curves: Sequence[str],  # Keys of `LOOKS`
 ) -> dict:  # hue_order and palette
@@ -168,6 +169,7 @@ def finite(
     return frame[np.isfinite(frame[y].astype(float))]
 
 
+# %% ../../nbs/evidence/38_plotting.ipynb #192f28c8
 def seeds_at(
     frame: pd.DataFrame,  # From `statistics.tidy`
     x: Sequence[str] = ('n_train',),  # The axes
@@ -176,6 +178,7 @@ def seeds_at(
     return list(finite(frame).groupby(['curve', *x])['test_accuracy'].size())
 
 
+# %% ../../nbs/evidence/38_plotting.ipynb #48dd2c2f
 def seeds_note(
     frame: pd.DataFrame,  # From `statistics.tidy`, of one panel
     x: Sequence[str] = ('n_train',),
@@ -202,6 +205,7 @@ def gaps(
     return notes + (['one seed: no error bars'] if set(seeds_at(frame, x)) == {1} else [])
 
 
+# %% ../../nbs/evidence/38_plotting.ipynb #bf1a0965
 def write_gaps(ax: plt.Axes, notes: Sequence[str]):
     "Write them into a corner of the axes."
     place = dict(transform=ax.transAxes, ha='right', va='bottom')
@@ -220,6 +224,7 @@ class Beside:
     missing: int = 0  # Runs that should be there
 
 
+# %% ../../nbs/evidence/38_plotting.ipynb #2d561739
 def reference_lines(ax: plt.Axes, beside: Beside, along: str = 'x'):
     "Draw the teacher and the commonest label across an axis of accuracies."
     line = ax.axhline if along == 'x' else ax.axvline
@@ -247,6 +252,7 @@ def places(
     return {v: i for i, v in enumerate(values)} if x == 'rationale_weight' else {v: v for v in values}
 
 
+# %% ../../nbs/evidence/38_plotting.ipynb #a74c7a41
 def mark_places(ax: plt.Axes, at: dict[float, float], x: str):
     "Write values where they stand."
     if x != 'rationale_weight':
@@ -265,6 +271,7 @@ def hollow_points(ax: plt.Axes, frame: pd.DataFrame, x: str, y: str):
             ax.plot(some[x], some[y], look.marker, color=look.color, markerfacecolor='white', markersize=5, zorder=5)
 
 
+# %% ../../nbs/evidence/38_plotting.ipynb #093f39e8
 def accuracy_curves(
     ax: plt.Axes,
     frame: pd.DataFrame,  # From `statistics.tidy`, of one panel
@@ -302,6 +309,7 @@ def shared_legend(fig: plt.Figure | mpl.figure.SubFigure, axes: Sequence[plt.Axe
     fig.legend([named[n] for n in names], names, frameon=False, loc='outside lower center', ncols=ncols)
 
 
+# %% ../../nbs/evidence/38_plotting.ipynb #6fe77c5e
 def panels_figure(
     frame: pd.DataFrame,  # From `statistics.tidy`
     x: str = 'n_train',  # One of `AXES`
@@ -479,6 +487,12 @@ def passing_map(
     return ax
 
 
+# %% ../../nbs/evidence/38_plotting.ipynb #e8d20b3f
+def tokens_a_step(record: dict) -> float:
+    "Tokens that a run reads and writes in an update, on average."
+    return record['metrics']['tokens'] / record['metrics']['steps']
+
+
 # %% ../../nbs/evidence/38_plotting.ipynb #1ece2b67
 def validations(
     records: dict[str, list[dict]],  # Curve -> records
@@ -491,11 +505,6 @@ def validations(
         for e in r['evaluations']
     ]
     return pd.DataFrame(rows, columns=['curve', 'name', 'seed', 'tokens', 'accuracy'])
-
-
-def tokens_a_step(record: dict) -> float:
-    "Tokens that a run reads and writes in an update, on average."
-    return record['metrics']['tokens'] / record['metrics']['steps']
 
 
 # %% ../../nbs/evidence/38_plotting.ipynb #41f18f17

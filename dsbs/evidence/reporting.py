@@ -100,6 +100,7 @@ def notebook_named(name: str, paths: Sequence[Path]) -> Path:
     raise UsageError(f'{kind} figure {name!r}: choose from {names}')
 
 
+# %% ../../nbs/evidence/42_reporting.ipynb #c264676d
 def figure_notebooks(
     names: Sequence[str] = (),  # Names or beginnings of names; all notebooks when empty
 ) -> list[Path]:
@@ -184,6 +185,7 @@ def short_folder() -> Iterator[Path]:
         yield Path(folder)
 
 
+# %% ../../nbs/evidence/42_reporting.ipynb #6b634a74
 def execute(path: Path, out: Path, parameters: dict, timeout: float):
     "Let papermill run a notebook in a kernel of its own; a `RuntimeError` tells in a line what ended it."
     options = dict(kernel_name='python3', cwd=str(path.parent), progress_bar=False, log_output=False)
@@ -336,6 +338,7 @@ def check_preset(path: Path, preset: str):
         raise UsageError(f'{path.stem}: the comment of parameter preset should name {preset}')
 
 
+# %% ../../nbs/evidence/42_reporting.ipynb #8c7b6e36
 def check_own_task(
     preset: str,
     task: str = '',  # A task folder
@@ -394,11 +397,13 @@ def made_from(path: Path, wanted: Reproduction) -> str:
     return hash_json([wanted.preset] + [[source.name, hash_file(source)] for source in sources])
 
 
+# %% ../../nbs/evidence/42_reporting.ipynb #cb831493
 def executed_path(path: Path, wanted: Reproduction, folder: Path | None = None) -> Path:
     "Where the executed notebook goes, in a folder of reports."
     return (folder or wanted.target) / 'notebooks' / f'{path.stem}.{wanted.preset}.ipynb'
 
 
+# %% ../../nbs/evidence/42_reporting.ipynb #69ca58fb
 def unchanged_files(path: Path, wanted: Reproduction) -> list[Path] | None:
     "The files of a figure, where it need not be drawn again."
     out = executed_path(path, wanted)
@@ -425,6 +430,7 @@ def remove_abandoned(
             pass
 
 
+# %% ../../nbs/evidence/42_reporting.ipynb #b52dfd79
 def move_files(stage: Path, target: Path) -> list[Path]:  # Where they are now
     "Move all files of a folder to the same places in another."
     moved = []
@@ -520,6 +526,7 @@ def enough_examples(
     return f'{enough:,} of {full:,}' if enough else f'more than {full:,}'
 
 
+# %% ../../nbs/evidence/42_reporting.ipynb #39c04d34
 def headline_row(
     points: pd.DataFrame,  # From `statistics.summary`, of one panel
 ) -> list[str]:
@@ -541,6 +548,7 @@ def headline(
     return markdown_table(['data', 'examples', *COLUMNS.values(), 'examples needed'], rows)
 
 
+# %% ../../nbs/evidence/42_reporting.ipynb #fe69fdef
 def verdicts(
     rows: list[dict],  # From `claims.judge`
 ) -> str:  # Markdown
