@@ -62,7 +62,7 @@ def loss_scale(
 # %% ../../nbs/method/19_settings.ipynb #ad22c4b3
 @dataclass(frozen=True)
 class TrainingConfig:
-    "How a student is trained; the defaults are the paper's for 220M and 770M, but for `eval_every` and `patience`."
+    "How a student is trained; the defaults are the paper's and its code's for students of 220M and 770M."
 
     max_steps: int = 10_000  # Updates at most
     batch_size: int = 64  # Examples per update
