@@ -29,7 +29,6 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 from ..records import UsageError, WorkFailed, find_folders, is_main_process, one_of, reports_dir
 from dsbs.tools.output import (
@@ -91,9 +90,9 @@ def whole_number(text: str) -> int:
 
 
 # %% ../../nbs/tools/46_cli.ipynb #d6466990
-GROUPS = {  # First word of commands of two words -> its help
-    'data': "the paper's datasets and ASDiv: get them, check them",
-    'bench': 'time training or answering against a plain trainer that computes the same',
+GROUPS = {  # First word of commands of two words -> what the second is called, and help
+    'data': ('what', "the paper's datasets and ASDiv: get them, check them"),
+    'bench': ('measure', 'time training or answering against a plain trainer that computes the same'),
 }
 
 
@@ -114,10 +113,9 @@ def parser() -> argparse.ArgumentParser:
     for name, c in COMMANDS.items():
         first, _, second = name.partition(' ')
         if second and first not in groups:
-            p = commands.add_parser(
-                first, help=GROUPS[first], description=f'{GROUPS[first][0].upper()}{GROUPS[first][1:]}.'
-            )
-            groups[first] = p.add_subparsers(dest='what', required=True, parser_class=_Parser)
+            second_word, about = GROUPS[first]
+            p = commands.add_parser(first, help=about, description=f'{about[0].upper()}{about[1:]}.')
+            groups[first] = p.add_subparsers(dest=second_word, required=True, parser_class=_Parser)
         _add(groups[first] if second else commands, second or first, c)
     return top
 
@@ -510,6 +508,7 @@ def bench_arguments(*more):
         argument(
             '--dtype', action='append', metavar='DTYPE', help='float32 or bfloat16; may be repeated (default: both)'
         ),
+        argument('--engine', metavar='ENGINE', help='stack or plain: which of ours is measured (default: stack)'),
         argument('--device', metavar='DEVICE', help='cpu or cuda (default: cuda where there is one)'),
         argument(
             '--repeats', type=whole_number, metavar='N', help='turns of each, of which the median counts (default: 5)'
@@ -523,19 +522,20 @@ def bench_arguments(*more):
 def _measure(args, what, measure):
     from tqdm import tqdm
 
-    from dsbs.tools.bench import BenchSettings, bench_cases
+    from dsbs.tools.bench import BenchSettings, bench_cases, left_out
 
-    names = ('device', 'batch_size', 'repeats', 'steps', 'threads')
+    names = ('device', 'batch_size', 'repeats', 'steps', 'threads', 'engine', 'limit')
     given = {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
     settings = BenchSettings(dtypes=tuple(dict.fromkeys(args.dtype or ())), **given)
-    cases = bench_cases(args.task or (), args.student or (), settings.device, args.data_dir)
-    if settings.left_out():
-        print(f'dsbs: {settings.left_out()}', file=sys.stderr)
+    folders = find_folders(args.data_dir)
+    cases = bench_cases(args.task or (), args.student or (), settings.device, folders)
+    if why := left_out(settings):
+        print(f'dsbs: {why}', file=sys.stderr)
     rows, turns = Rows(), len(cases) * len(settings.dtypes) * settings.repeats
     try:
         with tqdm(total=turns, desc=f'bench {what}', unit='turn', mininterval=1) as bar:
             for task, student in cases:
-                measure(task, student, settings, args.data_dir, bar.update, done=rows.extend)
+                measure(task, student, settings, folders, bar.update, rows.extend)
     except KeyboardInterrupt:
         if not rows:
             raise
@@ -570,4 +570,4 @@ def _bench_evaluate(args):
 
     if args.limit == 0:
         raise UsageError('--limit 0: should be at least 1')
-    return _measure(args, 'evaluate', partial(bench_evaluate, limit=args.limit))
+    return _measure(args, 'evaluate', bench_evaluate)

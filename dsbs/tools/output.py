@@ -254,6 +254,7 @@ def bench_text(
     where = f'{first["device"]}, {first["threads"]} thread{"s" * (first["threads"] != 1)}'
     if 'batch_size' in first:
         where += f', batches of {first["batch_size"]}'
+    where += f', ours: {rows[-1]["engine"]}'
     shown = [name for name in BENCH_COLUMNS if name in first]
     cells = [[f'{r[name]:.1%}' if name in SHARES else r[name] for name in shown] for r in rows]
     return f'{where}\n{aligned([[BENCH_COLUMNS[name] for name in shown], *cells])}'

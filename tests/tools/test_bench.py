@@ -11,11 +11,14 @@ from dsbs.records import TOLERANCE
 pytestmark = pytest.mark.numeric
 
 DTYPES = ['float32'] + ['bfloat16'] * has_bfloat16()  # those that are measured when nothing is said
+ENGINES = ['stack', 'plain']
 TINY = ['--task', 'same_kind', '--student', '0.2M', '--device', 'cpu', '--repeats', '1', '--threads', '1']
 
 
-def test_train_gives_a_row_for_each_implementation_and_dtype(main):
-    status, out, _ = main('bench', 'train', *TINY, '--steps', '1', '--batch-size', '8', '--json')
+@pytest.mark.parametrize('engine', ENGINES)
+def test_train_gives_a_row_for_each_implementation_and_dtype(main, engine):
+    call = ['bench', 'train', *TINY, '--steps', '1', '--batch-size', '8', '--engine', engine, '--json']
+    status, out, _ = main(*call)
     rows = json.loads(out)
     assert status == 0 and [(r['implementation'], r['dtype']) for r in rows] == [
         (w, d) for d in DTYPES for w in ('reference', 'ours')
@@ -34,6 +37,7 @@ def test_train_gives_a_row_for_each_implementation_and_dtype(main):
             and 0 <= r['padding_share'] < 1
         )
         assert r['ratio_to_float32'] == pytest.approx(r['tokens_per_second'] / rows[0]['tokens_per_second'], abs=1e-3)
+    assert [r['engine'] for r in rows] == ['trainer', engine] * len(DTYPES)
     for reference, ours in zip(rows[::2], rows[1::2]):
         assert reference['ratio'] == 1 and ours['ratio'] == pytest.approx(
             ours['tokens_per_second'] / reference['tokens_per_second'], abs=1e-3
@@ -42,15 +46,21 @@ def test_train_gives_a_row_for_each_implementation_and_dtype(main):
         assert r['loss_difference'] <= TOLERANCE[r['dtype']]
 
 
+def test_the_stack_is_measured_by_default(main):
+    status, out, _ = main('bench', 'train', *TINY, '--steps', '1', '--batch-size', '2', '--dtype', 'float32', '--json')
+    assert status == 0 and [r['engine'] for r in json.loads(out)] == ['trainer', 'stack']
+
+
 def test_one_dtype_as_a_table(main):
     status, out, err = main('bench', 'train', *TINY, '--steps', '1', '--batch-size', '2', '--dtype', 'bfloat16')
     where, head, *rows = out.splitlines()
-    assert status == 0 and 'left out' not in err and '1 thread, batches of 2' in where and len(rows) == 2
+    assert status == 0 and 'left out' not in err and '1 thread, batches of 2, ours: stack' in where and len(rows) == 2
     assert [len(line.split()) for line in rows] == [13, 13] and 'ratio' in head and 'float32' not in ' '.join(rows)
 
 
-def test_evaluate_gives_the_same_answers(main):
-    status, out, _ = main('bench', 'evaluate', *TINY, '--limit', '40', '--json')
+@pytest.mark.parametrize('engine', ENGINES)
+def test_evaluate_gives_the_same_answers(main, engine):
+    status, out, _ = main('bench', 'evaluate', *TINY, '--limit', '40', '--engine', engine, '--json')
     rows = json.loads(out)
     assert status == 0 and [(r['implementation'], r['dtype']) for r in rows] == [
         (w, d) for d in DTYPES for w in ('reference', 'ours')
@@ -64,18 +74,19 @@ def test_evaluate_gives_the_same_answers(main):
             and 1 <= r['distinct_answers'] <= 40
         )
     assert rows[0]['same_answers'] == rows[1]['same_answers'] == 1
+    assert [r['engine'] for r in rows] == ['trainer', engine] * len(DTYPES)
     for reference, ours in zip(rows[::2], rows[1::2]):
         assert reference['ratio'] == 1 and ours['ratio'] == pytest.approx(
             reference['seconds'] / ours['seconds'], rel=0.01
         )
 
 
-def test_answers_that_differ_and_do_not_end_are_the_same():
+@pytest.mark.parametrize('engine', ENGINES)
+def test_answers_that_differ_and_do_not_end_are_the_same(engine):
     from dsbs.tools.bench import BenchSettings, bench_evaluate
 
-    reference, ours = bench_evaluate(
-        'same_kind', '0.2M', BenchSettings('cpu', ('float32',), repeats=1, threads=1), limit=64, updates=1
-    )
+    settings = BenchSettings('cpu', ('float32',), repeats=1, threads=1, engine=engine, limit=64, updates=1)
+    reference, ours = bench_evaluate('same_kind', '0.2M', settings)
     assert (
         reference['tokens_written'] > ours['tokens_written']
         and ours['distinct_answers'] > 1
@@ -83,35 +94,40 @@ def test_answers_that_differ_and_do_not_end_are_the_same():
     )
 
 
+@pytest.mark.parametrize('engine', ENGINES)
 @pytest.mark.parametrize('wrong, words', [(1.001, 'loss is'), (float('nan'), 'loss is nan')])
-def test_another_loss_fails_the_bench(main, monkeypatch, wrong, words):
-    import dsbs.tools.bench
+def test_another_loss_fails_the_bench(main, monkeypatch, engine, wrong, words):
+    from dsbs.tools.bench import BENCH_ENGINES
 
-    class Wrong(dsbs.tools.bench.StackedEngine):
+    class Wrong(BENCH_ENGINES[engine]):
         def forward(self, *args):
             return {name: wrong * value for name, value in super().forward(*args).items()}
 
-    monkeypatch.setattr(dsbs.tools.bench, 'StackedEngine', Wrong)
-    status, out, err = main('bench', 'train', *TINY, '--json')
+    monkeypatch.setitem(BENCH_ENGINES, engine, Wrong)
+    status, out, err = main('bench', 'train', *TINY, '--engine', engine, '--json')
     assert (
         status == 1 and not out and words in err.splitlines()[-1] and err.splitlines()[-1].startswith('dsbs: Unequal: ')
     )
 
 
-def test_another_gradient_fails_the_bench(main, monkeypatch):
-    import dsbs.tools.bench
+@pytest.mark.parametrize('engine', ENGINES)
+def test_another_gradient_fails_the_bench(main, monkeypatch, engine):
+    from dsbs.method.settings import loss_scale
+    from dsbs.tools.bench import BENCH_ENGINES
 
-    class Wrong(dsbs.tools.bench.StackedEngine):  # the losses are right, and the rationale teaches nothing
+    class Wrong(BENCH_ENGINES[engine]):  # the losses are right, and the rationale teaches nothing
         def forward(self, *args):
             out = super().forward(*args)
-            return out | dict(loss=out['loss'].detach() + self.scale * (out['label_loss'] - out['label_loss'].detach()))
+            label = loss_scale('authors', 1.0) * out['label_loss']
+            return out | dict(loss=out['loss'].detach() + label - label.detach())
 
-    monkeypatch.setattr(dsbs.tools.bench, 'StackedEngine', Wrong)
-    status, out, err = main('bench', 'train', *TINY)
+    monkeypatch.setitem(BENCH_ENGINES, engine, Wrong)
+    status, out, err = main('bench', 'train', *TINY, '--engine', engine)
     assert status == 1 and not out and 'gradient norm is' in err.splitlines()[-1]
 
 
-def test_other_answers_fail_the_bench(main, monkeypatch):
+@pytest.mark.parametrize('engine', ENGINES)
+def test_other_answers_fail_the_bench(main, monkeypatch, engine):
     import dsbs.tools.bench
 
     monkeypatch.setattr(
@@ -119,7 +135,7 @@ def test_other_answers_fail_the_bench(main, monkeypatch):
         'generate',
         lambda t5, tokenizer, batches, longest, **_: ['maybe'] * sum(len(b.places) for b in batches),
     )
-    status, out, err = main('bench', 'evaluate', *TINY, '--limit', '5')
+    status, out, err = main('bench', 'evaluate', *TINY, '--limit', '5', '--engine', engine)
     assert status == 1 and not out and "5 of 5 answers are not the same in float32: 'maybe'" in err.splitlines()[-1]
 
 
@@ -140,6 +156,7 @@ def test_a_tie_may_go_either_way():
         (['train', '--student', '9B'], ["unknown student '9B'", '0.2M, 9M, 60M, 220M']),
         (['train', '--dtype', 'float16'], ["unknown dtype 'float16'", 'bfloat16']),
         (['train', '--device', 'tpu'], ["unknown device 'tpu'", 'cpu, cuda']),
+        (['train', '--engine', 'steam'], ["unknown engine 'steam'", 'stack, plain']),
         (['train', '--repeats', '0'], ['repeats=0', 'at least 1']),
         (['train', '--steps', '0'], ['steps=0']),
         (['train', '--batch-size', '-1'], ['not a whole number']),
@@ -170,7 +187,7 @@ def test_what_is_measured_when_nothing_is_said(recorded):
 
     assert bench_cases(device='cpu') == [('same_kind', '0.2M'), ('cqa', '9M'), ('svamp', '9M')]
     assert bench_cases(device='cuda') == [('cqa', '220M'), ('svamp', '220M')]
-    assert bench_cases(device='cuda', data_dir='nowhere') == [('same_kind', '220M')]
+    assert bench_cases(device='cuda', folders='nowhere') == [('same_kind', '220M')]
 
 
 # ---- a device without bfloat16, and a signal
@@ -192,7 +209,7 @@ def test_the_slowest_products_take_little_time(without_bfloat16, monkeypatch):
     from dsbs.tools import bench
 
     asked = []
-    monkeypatch.setattr(bench, '_product_seconds', lambda n, dtype, device='cpu': asked.append(n) or 2 * n**3 / 4e8)
+    monkeypatch.setattr(bench, 'product_seconds', lambda n, dtype, device='cpu': asked.append(n) or 2 * n**3 / 4e8)
     assert bench.matmul_peak('bfloat16') == pytest.approx(0.4) and max(asked) <= 256
 
 
@@ -200,7 +217,7 @@ def test_the_slowest_products_take_little_time(without_bfloat16, monkeypatch):
 def test_stopped_by_a_signal_it_prints_what_is_finished(main, monkeypatch, measure):
     from dsbs.tools import bench
 
-    whole, asked = getattr(bench, f'_{measure}_rows'), []
+    whole, asked = getattr(bench, f'{measure}_rows'), []
 
     def rows(*args):
         asked.append(args)
@@ -208,7 +225,7 @@ def test_stopped_by_a_signal_it_prints_what_is_finished(main, monkeypatch, measu
             raise KeyboardInterrupt  # as SIGINT and SIGTERM do
         return whole(*args)
 
-    monkeypatch.setattr(bench, f'_{measure}_rows', rows)
+    monkeypatch.setattr(bench, f'{measure}_rows', rows)
     status, out, err = main('bench', measure, *TINY, '--dtype', 'float32', '--dtype', 'bfloat16', '--json')
     assert status == 1 and [(r['implementation'], r['dtype']) for r in json.loads(out)] == [
         ('reference', 'float32'),
@@ -221,7 +238,7 @@ def test_stopped_before_anything_is_finished(main, monkeypatch):
     def stop(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr('dsbs.tools.bench._train_rows', stop)
+    monkeypatch.setattr('dsbs.tools.bench.train_rows', stop)
     status, out, err = main('bench', 'train', *TINY, '--json')
     assert (status, out) == (1, '') and 'stopped' in err.splitlines()[-1]
 
@@ -230,7 +247,7 @@ def test_numbers_have_digits_however_slow():
     "Half a token in a second has as many digits as a million."
     from dsbs.tools import bench
 
-    assert [bench._digits(x) for x in (0.123456789, 1234567.8)] == [0.123457, 1234570.0]
+    assert [bench.six_digits(x) for x in (0.123456789, 1234567.8)] == [0.123457, 1234570.0]
 
 
 def test_bfloat16_where_it_is_imitated_is_said_once(monkeypatch, capsys):
