@@ -18,11 +18,11 @@ __all__ = [
     'likeliest_labels',
     'next_token_accuracy',
     'cost_cases',
-    'prediction_cost',
     'seconds',
+    'prediction_cost',
 ]
 
-# %% ../../nbs/method/23_answering.ipynb #477980e7
+# %% ../../nbs/method/23_answering.ipynb #067bd1b7
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -36,12 +36,12 @@ from transformers.modeling_outputs import BaseModelOutput
 from ..data.answers import is_correct
 from ..data.examples import Example
 from ..data.tasks import load_task
-from .multitask import cut_ids, padded
-from .student import as_text, make_student, special_pieces
+from .multitask import padded
+from .student import as_text, cut_ids, make_student, special_pieces
 from .views import ANSWER_MARK, label_from_output, make_views
 from ..teacher.sets import teacher_rationales
 
-# %% ../../nbs/method/23_answering.ipynb #a9f6b87c
+# %% ../../nbs/method/23_answering.ipynb #fb453820
 BATCH_TOKENS = 4096  # Input tokens in a batch: as much as a CPU's caches like
 
 
@@ -54,6 +54,7 @@ class InputBatch:
     mask: torch.Tensor  # [R, T], one where there is a token
 
 
+# %% ../../nbs/method/23_answering.ipynb #c4058c2e
 def batch_by_length(
     ids: Sequence[list[int]],  # Tokens of each input
     padding: int,  # `tokenizer.pad_token_id`
@@ -69,7 +70,7 @@ def batch_by_length(
     return [InputBatch(places, padded(some, padding), padded([[1] * len(r) for r in some], 0)) for places, some in rows]
 
 
-# %% ../../nbs/method/23_answering.ipynb #a0169e9e
+# %% ../../nbs/method/23_answering.ipynb #018d80b0
 def input_batches(
     tokenizer,
     inputs: Sequence[str],  # With their prefix, as in `Views.label`
@@ -81,7 +82,7 @@ def input_batches(
     return batch_by_length([cut_ids(one, max_input) for one in ids], tokenizer.pad_token_id, batch_tokens)
 
 
-# %% ../../nbs/method/23_answering.ipynb #9b84199e
+# %% ../../nbs/method/23_answering.ipynb #a3695ee2
 def answer_settings(
     student,  # A `transformers` model with an encoder and a decoder
     max_new_tokens: int,
@@ -99,7 +100,7 @@ def answer_settings(
     )
 
 
-# %% ../../nbs/method/23_answering.ipynb #1abcb16d
+# %% ../../nbs/method/23_answering.ipynb #d5167156
 class PlainAnswers:
     "A student that is asked through the library."
 
@@ -120,7 +121,7 @@ class PlainAnswers:
         return self.student(**read, decoder_input_ids=written, use_cache=False).logits
 
 
-# %% ../../nbs/method/23_answering.ipynb #22e38d5c
+# %% ../../nbs/method/23_answering.ipynb #5a4f4eb9
 @torch.inference_mode()
 def for_batches(
     work: Callable,  # work(asked, memory, mask, places) gives something for each row
@@ -141,7 +142,7 @@ def for_batches(
     return [found[i] for i in range(len(found))]
 
 
-# %% ../../nbs/method/23_answering.ipynb #c444338c
+# %% ../../nbs/method/23_answering.ipynb #5155e8f3
 def written(
     tokenizer,
     ids,  # [n, tokens], or a list of lists
@@ -150,6 +151,7 @@ def written(
     return tokenizer.batch_decode(ids, skip_special_tokens=True)
 
 
+# %% ../../nbs/method/23_answering.ipynb #29bb6f16
 def generate(
     asked,  # `PlainAnswers` or `StackedAnswers` of a student
     tokenizer,
@@ -166,7 +168,7 @@ def generate(
     return for_batches(answer, asked, batches, dtype)
 
 
-# %% ../../nbs/method/23_answering.ipynb #7c4e0fca
+# %% ../../nbs/method/23_answering.ipynb #00743dda
 def label_accuracy(
     outputs: Sequence[str],  # What the student generated
     labels: Sequence[str],
@@ -179,7 +181,7 @@ def label_accuracy(
     return round(100 * right / len(labels), 4)
 
 
-# %% ../../nbs/method/23_answering.ipynb #d5336968
+# %% ../../nbs/method/23_answering.ipynb #972831a0
 def unwritable(
     tokenizer,
     labels: Sequence[str],  # Each once
@@ -196,7 +198,7 @@ def unwritable(
     return {label: text for label, text in pairs if not is_correct(text, label, answer)}
 
 
-# %% ../../nbs/method/23_answering.ipynb #3a77a28a
+# %% ../../nbs/method/23_answering.ipynb #df948a9f
 def likeliest_labels(
     asked,  # `PlainAnswers` or `StackedAnswers` of a student
     tokenizer,
@@ -222,7 +224,7 @@ def likeliest_labels(
     return for_batches(choose, asked, batches, dtype)
 
 
-# %% ../../nbs/method/23_answering.ipynb #28800d39
+# %% ../../nbs/method/23_answering.ipynb #2bc41a7d
 def next_token_accuracy(
     asked,  # `PlainAnswers` or `StackedAnswers` of a student
     batches: Sequence[InputBatch],  # From `input_batches`, of inputs with their prefix, as in `Views.rationale`
@@ -244,7 +246,7 @@ def next_token_accuracy(
     return round(100 * right / total, 4)
 
 
-# %% ../../nbs/method/23_answering.ipynb #32ed17e5
+# %% ../../nbs/method/23_answering.ipynb #fad13aa4
 def cost_cases(
     name: str,  # Of `SCRATCH`
     task,
@@ -268,7 +270,16 @@ def cost_cases(
     return [case(form, len(tokenizer(text).input_ids)) for form, text in forms.items()]
 
 
-# %% ../../nbs/method/23_answering.ipynb #fc13cfbe
+# %% ../../nbs/method/23_answering.ipynb #dbfc68da
+@torch.inference_mode()
+def seconds(work: Callable) -> float:
+    "How long it takes."
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+# %% ../../nbs/method/23_answering.ipynb #d4f6bb60
 def prediction_cost(
     students: Sequence[str],  # Of `SCRATCH`
     ask: Callable = PlainAnswers,  # Or `stack.StackedAnswers`
@@ -287,11 +298,3 @@ def prediction_cost(
     medians = [statistics.median(times) / batch_size * 1000 for times in zip(*turns, strict=True)]
     about = [row for row, _ in cases]
     return [row | dict(milliseconds=round(ms, 4), threads=1) for row, ms in zip(about, medians, strict=True)]
-
-
-@torch.inference_mode()
-def seconds(work: Callable) -> float:
-    "How long it takes."
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start

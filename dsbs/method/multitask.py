@@ -8,7 +8,6 @@ __all__ = [
     'RATIONALE_START',
     'Tokenised',
     'tokenise',
-    'cut_ids',
     'Batch',
     'padded',
     'collate',
@@ -18,7 +17,7 @@ __all__ = [
     'step_by_step_loss',
 ]
 
-# %% ../../nbs/method/21_multitask.ipynb #0bac072c
+# %% ../../nbs/method/21_multitask.ipynb #7f2c8068
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -31,7 +30,7 @@ from .student import UNKNOWN
 from .views import Views
 
 
-# %% ../../nbs/method/21_multitask.ipynb #0117dd06
+# %% ../../nbs/method/21_multitask.ipynb #dee9b025
 @dataclass(frozen=True)
 class Tokenised:
     "Token ids of an example's two views; those of the rationale are empty when the example has none."
@@ -47,7 +46,7 @@ class Tokenised:
         return len(self.label_input) + len(self.rationale_target)
 
 
-# %% ../../nbs/method/21_multitask.ipynb #15823500
+# %% ../../nbs/method/21_multitask.ipynb #16abae05
 def tokenise(
     views: Sequence[Views],
     tokenizer,  # Of the student; it ends every text with its end token
@@ -58,16 +57,7 @@ def tokenise(
     return [Tokenised(next(ids), next(ids), *((next(ids), next(ids)) if v.rationale else ([], []))) for v in views]
 
 
-# %% ../../nbs/method/21_multitask.ipynb #f99dc05e
-def cut_ids(
-    ids: list[int],  # Of one text, with its end token
-    limit: int,  # The most tokens that stay
-) -> list[int]:
-    "A text cut at its end; its end token stays."
-    return ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]]
-
-
-# %% ../../nbs/method/21_multitask.ipynb #af5ba5e1
+# %% ../../nbs/method/21_multitask.ipynb #2676b9ac
 @dataclass(frozen=True)
 class Batch:
     "B examples, R of them with a rationale."
@@ -89,7 +79,7 @@ class Batch:
         return type(self)(*map(move, vars(self).values()))
 
 
-# %% ../../nbs/method/21_multitask.ipynb #513c42f6
+# %% ../../nbs/method/21_multitask.ipynb #b97b1938
 def padded(sequences: Sequence[list[int]], value: int) -> torch.Tensor:  # [n, longest]
     "Sequences as one tensor, filled up with `value`."
     longest = max(map(len, sequences), default=0)
@@ -97,6 +87,7 @@ def padded(sequences: Sequence[list[int]], value: int) -> torch.Tensor:  # [n, l
     return torch.tensor(filled, dtype=torch.long).view(len(sequences), longest)
 
 
+# %% ../../nbs/method/21_multitask.ipynb #f5e3924f
 def collate(
     rows: Sequence[Tokenised],
     padding: int = 0,  # The student's `pad_token_id`
@@ -114,7 +105,7 @@ def collate(
     return Batch(padded(inputs, padding), mask, *parts, torch.tensor(list(answers), dtype=torch.long))
 
 
-# %% ../../nbs/method/21_multitask.ipynb #11f2192f
+# %% ../../nbs/method/21_multitask.ipynb #4c3d416d
 def vocabulary_logits(
     student,  # A `transformers` model with an encoder and a decoder
     hidden: torch.Tensor,  # [n, width], from its decoder
@@ -130,16 +121,12 @@ def vocabulary_logits(
     return logits if bound is None else bound * torch.tanh(logits / bound)
 
 
-# %% ../../nbs/method/21_multitask.ipynb #33f63b05
+# %% ../../nbs/method/21_multitask.ipynb #5b7b67d8
 LOGITS = 2**26  # Logits that are there at a time: 268 MB in float32
 
 
-def summed_cross_entropy(
-    student,
-    hidden: torch.Tensor,  # [n, width], from its decoder
-    targets: torch.Tensor,  # [n]
-) -> torch.Tensor:
-    "Cross-entropy of the targets, summed."
+def summed_cross_entropy(student, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    "Cross-entropy of targets [n], summed; `hidden` [n, width] comes from the decoder."
 
     def piece(hidden, targets):
         return cross_entropy(vocabulary_logits(student, hidden).float(), targets, reduction='sum')
@@ -151,16 +138,10 @@ def summed_cross_entropy(
     return sum(checkpoint(piece, *some, use_reentrant=False) for some in pieces)
 
 
-# %% ../../nbs/method/21_multitask.ipynb #a54635ed
-def target_loss(
-    student,
-    memory: torch.Tensor,  # [rows, T, width], from the encoder
-    mask: torch.Tensor,  # [rows, T]
-    targets: torch.Tensor,  # [rows, U], -100 at padding
-    at: torch.Tensor,  # [n], places of the tokens in the flattened targets
-    start: int,  # Token at which the decoder starts
-) -> torch.Tensor:
-    "Cross-entropy of one task's targets, summed over their tokens."
+# %% ../../nbs/method/21_multitask.ipynb #bb7faa66
+def target_loss(student, memory, mask, targets, at, start: int) -> torch.Tensor:
+    """Cross-entropy of one task's targets [rows, U], summed over their tokens, whose places in the flattened targets
+    are `at`. `memory` [rows, T, width] and `mask` [rows, T] are the encoder's; the decoder starts at token `start`."""
     written = pad(targets[:, :-1], (1, 0), value=start)
     written = written.masked_fill(written == -100, student.config.pad_token_id)
     read = dict(encoder_hidden_states=memory, encoder_attention_mask=mask)
@@ -168,7 +149,7 @@ def target_loss(
     return summed_cross_entropy(student, hidden.flatten(0, 1)[at], targets.flatten()[at])
 
 
-# %% ../../nbs/method/21_multitask.ipynb #99350043
+# %% ../../nbs/method/21_multitask.ipynb #4947f27c
 RATIONALE_START = UNKNOWN  # Where the decoder starts a rationale when both views read the same; no text starts with it
 
 

@@ -43,10 +43,9 @@ __all__ = [
     'StackedAnswers',
 ]
 
-# %% ../../nbs/method/24_stack.ipynb #bd51a9c2
+# %% ../../nbs/method/24_stack.ipynb #4303454d
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -65,7 +64,7 @@ from .settings import loss_scale
 from .training import Engine
 
 
-# %% ../../nbs/method/24_stack.ipynb #be1a9ea0
+# %% ../../nbs/method/24_stack.ipynb #0db28162
 class Stack(nn.Module):
     "K students of one shape: `[K, ...]` weights of which each student's own are slices."
 
@@ -93,19 +92,20 @@ def _side_by_side(tensors):
     return nn.Parameter(tensors[0][None] if len(tensors) == 1 else torch.stack(tensors))
 
 
-# %% ../../nbs/method/24_stack.ipynb #2de74159
+# %% ../../nbs/method/24_stack.ipynb #df26bdf4
 def weight(stack: Stack, *names: str) -> torch.Tensor:  # [K, out, in]
     "Weights by the names that the library gives them, one after the other."
     some = [stack.weights[_key(f'{name}.weight')] for name in names]
     return some[0] if len(some) == 1 else torch.cat(some, 1)
 
 
+# %% ../../nbs/method/24_stack.ipynb #9dd03469
 def linear(stack: Stack, x: torch.Tensor, *names: str) -> torch.Tensor:  # [K, n, in] -> [K, n, out]
     "A matrix product for each student."
     return torch.bmm(x, weight(stack, *names).mT)
 
 
-# %% ../../nbs/method/24_stack.ipynb #74a67e6d
+# %% ../../nbs/method/24_stack.ipynb #9f6c5d4a
 class RMSNorm(torch.autograd.Function):
     "x / rms(x) * scale."
 
@@ -124,12 +124,13 @@ class RMSNorm(torch.autograd.Function):
         return along.addcmul_(unit, mean, value=-1).mul_(inverse), torch.linalg.vecdot(grad, unit, dim=1), None
 
 
+# %% ../../nbs/method/24_stack.ipynb #974e9b05
 def norm(stack: Stack, x: torch.Tensor, name: str) -> torch.Tensor:  # [K, n, width]
     "T5's layer norm, without a mean or a bias."
     return RMSNorm.apply(x, weight(stack, name), stack.config.layer_norm_epsilon)
 
 
-# %% ../../nbs/method/24_stack.ipynb #3749187a
+# %% ../../nbs/method/24_stack.ipynb #aee37321
 def drop(stack: Stack, x: torch.Tensor) -> torch.Tensor:
     "Dropout, in training."
     p = stack.config.dropout_rate
@@ -143,7 +144,7 @@ def drop(stack: Stack, x: torch.Tensor) -> torch.Tensor:
     return x * kept.mul_(1 / (1 - p))
 
 
-# %% ../../nbs/method/24_stack.ipynb #4645acdf
+# %% ../../nbs/method/24_stack.ipynb #96b7d242
 def embed(stack: Stack, ids: torch.Tensor) -> torch.Tensor:  # [K, R, T] -> [K, R*T, width]
     "Each student's vectors of its tokens."
     table = weight(stack, 'shared')
@@ -152,7 +153,7 @@ def embed(stack: Stack, ids: torch.Tensor) -> torch.Tensor:  # [K, R, T] -> [K, 
     return drop(stack, F.embedding(ids.flatten(1) + own, table.reshape(k * v, width)))
 
 
-# %% ../../nbs/method/24_stack.ipynb #6ae4dafd
+# %% ../../nbs/method/24_stack.ipynb #0e892046
 LOWEST = torch.finfo(torch.float32).min
 
 
@@ -165,6 +166,7 @@ def position_buckets(length: int, two_sided: bool, buckets: int, distance: int, 
         return T5Attention._relative_position_bucket(apart, two_sided, buckets, distance).flatten().to(device)
 
 
+# %% ../../nbs/method/24_stack.ipynb #b318f561
 def position_bias(stack: Stack, side: str, length: int) -> torch.Tensor:  # [K, 1, heads, T, T]
     "The learned bias of the encoder's or the decoder's self-attention."
     c, table = stack.config, weight(stack, f'{side}.block.0.layer.0.SelfAttention.relative_attention_bias')
@@ -173,12 +175,13 @@ def position_bias(stack: Stack, side: str, length: int) -> torch.Tensor:  # [K, 
     return table[:, at].unflatten(1, (1, length, length)).permute(0, 1, 4, 2, 3)
 
 
+# %% ../../nbs/method/24_stack.ipynb #9349c283
 def mask_bias(mask: torch.Tensor) -> torch.Tensor:  # [K, R, T] -> [K, R, 1, 1, T]
     "Nothing where there is a token, the lowest number where there is none."
     return torch.where(mask.bool(), 0.0, LOWEST)[:, :, None, None]
 
 
-# %% ../../nbs/method/24_stack.ipynb #d3fd5a6d
+# %% ../../nbs/method/24_stack.ipynb #4855722c
 def softmax(scores: torch.Tensor) -> torch.Tensor:
     "Over the last dimension; where that is short, a CPU is much faster along the first."
     if scores.shape[-1] > 16 or scores.device.type != 'cpu':
@@ -186,6 +189,7 @@ def softmax(scores: torch.Tensor) -> torch.Tensor:
     return torch.softmax(scores.movedim(-1, 0).contiguous(), 0).movedim(0, -1)
 
 
+# %% ../../nbs/method/24_stack.ipynb #2c1a3a19
 def heads(stack: Stack, x: torch.Tensor, rows: int, *names: str):  # Of each name [K, R, heads, T, width of a head]
     "Projections of what each row holds, for each head."
     made = linear(stack, x, *names)
@@ -193,7 +197,7 @@ def heads(stack: Stack, x: torch.Tensor, rows: int, *names: str):  # Of each nam
     return parts.permute(3, 0, 1, 4, 2, 5).unbind()
 
 
-# %% ../../nbs/method/24_stack.ipynb #c3dd388f
+# %% ../../nbs/method/24_stack.ipynb #717805f3
 def asked(stack: Stack, x, rows, layer, memory=None, cache=None):  # Each [K, R, heads, T, width of a head]
     "Queries, keys and values of an attention, to itself or to the encoder's memory."
     name = f'{layer}.{"SelfAttention" if memory is None else "EncDecAttention"}'
@@ -209,6 +213,7 @@ def asked(stack: Stack, x, rows, layer, memory=None, cache=None):  # Each [K, R,
     return q, k, v
 
 
+# %% ../../nbs/method/24_stack.ipynb #8e45aa64
 def attention(stack: Stack, hidden, layer, bias, memory=None, cache=None) -> torch.Tensor:  # [K, R*T, width]
     "A layer of attention with its norm and its residual; `bias` is [K, R, heads or 1, T or 1, T of the keys]."
     x, rows = norm(stack, hidden, f'{layer}.layer_norm'), bias.shape[1]
@@ -218,13 +223,14 @@ def attention(stack: Stack, hidden, layer, bias, memory=None, cache=None) -> tor
     return hidden + drop(stack, linear(stack, found.transpose(2, 3).flatten(3).flatten(1, 2), name))
 
 
-# %% ../../nbs/method/24_stack.ipynb #d7500b3a
+# %% ../../nbs/method/24_stack.ipynb #66f03bda
 def activate(stack: Stack, x: torch.Tensor) -> torch.Tensor:
     "The activation that config.json names."
     kind = stack.config.dense_act_fn
     return F.gelu(x, approximate='tanh') if kind == 'gelu_new' else ACT2FN[kind](x)
 
 
+# %% ../../nbs/method/24_stack.ipynb #8fc179cb
 def feed_forward(stack: Stack, hidden: torch.Tensor, layer: str) -> torch.Tensor:  # [K, n, width]
     "A feed-forward layer with its norm and its residual."
     x, name = norm(stack, hidden, f'{layer}.layer_norm'), f'{layer}.DenseReluDense'
@@ -235,7 +241,7 @@ def feed_forward(stack: Stack, hidden: torch.Tensor, layer: str) -> torch.Tensor
     return hidden + drop(stack, linear(stack, drop(stack, inner), f'{name}.wo'))
 
 
-# %% ../../nbs/method/24_stack.ipynb #03f81cb0
+# %% ../../nbs/method/24_stack.ipynb #dff72fb1
 class Redrawn:
     "A generator as it was when this was made; afterwards it is where it had been."
 
@@ -250,6 +256,7 @@ class Redrawn:
         self.random.bit_generator.state = self.now
 
 
+# %% ../../nbs/method/24_stack.ipynb #1442230f
 def through(stack: Stack, block, *inputs):
     "What a block makes of its inputs."
     if not (stack.gradient_checkpointing and stack.training and torch.is_grad_enabled()):
@@ -258,7 +265,7 @@ def through(stack: Stack, block, *inputs):
     return checkpoint(block, *inputs, use_reentrant=False, context_fn=again)
 
 
-# %% ../../nbs/method/24_stack.ipynb #5ef91842
+# %% ../../nbs/method/24_stack.ipynb #9885c198
 def encode(
     stack: Stack,
     ids: torch.Tensor,  # [K, R, T]
@@ -277,7 +284,7 @@ def encode(
     return drop(stack, norm(stack, hidden, 'encoder.final_layer_norm'))
 
 
-# %% ../../nbs/method/24_stack.ipynb #352fe5eb
+# %% ../../nbs/method/24_stack.ipynb #3450ecb2
 def decode(
     stack: Stack,
     ids: torch.Tensor,  # [K, R, U], what is written so far; with `cache` only what is new
@@ -303,7 +310,7 @@ def decode(
     return drop(stack, norm(stack, hidden, 'decoder.final_layer_norm'))
 
 
-# %% ../../nbs/method/24_stack.ipynb #18b75d94
+# %% ../../nbs/method/24_stack.ipynb #f9b1843e
 def logits(stack: Stack, hidden: torch.Tensor) -> torch.Tensor:  # [K, n, width] -> [K, n, V]
     "The vocabulary head."
     if stack.config.scale_decoder_outputs:
@@ -311,7 +318,7 @@ def logits(stack: Stack, hidden: torch.Tensor) -> torch.Tensor:  # [K, n, width]
     return linear(stack, hidden, 'lm_head' if _key('lm_head.weight') in stack.weights else 'shared')
 
 
-# %% ../../nbs/method/24_stack.ipynb #4c91015c
+# %% ../../nbs/method/24_stack.ipynb #05108b0b
 class Padded(Tokenised):
     "Token ids padded to one shape: inputs with 0, targets with -100."
 
@@ -321,6 +328,7 @@ class Padded(Tokenised):
         return sum(len(ids) - ids.count(pad) for ids, pad in ((self.label_input, 0), (self.rationale_target, -100)))
 
 
+# %% ../../nbs/method/24_stack.ipynb #05264655
 SPREAD = 1.25  # How much longer padding to one shape may make the examples of a run
 
 
@@ -338,7 +346,7 @@ def in_one_shape(rows: Sequence[Tokenised]) -> Sequence[Tokenised]:
     return [padded(row) for row in rows]
 
 
-# %% ../../nbs/method/24_stack.ipynb #bac249f9
+# %% ../../nbs/method/24_stack.ipynb #cfb64263
 class StackBatch(Batch):
     "For each of K students B examples, R of them with a rationale: the tensors of `Batch`, each [K, ...]."
 
@@ -347,6 +355,7 @@ class StackBatch(Batch):
         return torch.stack([(t != -100).sum((1, 2)) for t in (self.label_targets, self.rationale_targets)])
 
 
+# %% ../../nbs/method/24_stack.ipynb #46012a22
 def _pad(students, value):  # [K, rows, longest]
     width = max((len(s) for sequences in students for s in sequences), default=0)
     filled = [[s + [value] * (width - len(s)) for s in sequences] for sequences in students]
@@ -358,6 +367,7 @@ def _places(targets):  # [K, most]; students that have fewer tokens get other pl
     return (~there).int().argsort(dim=1, stable=True)[:, : there.sum(1).max()]
 
 
+# %% ../../nbs/method/24_stack.ipynb #95aa09bc
 def stack_batches(students: Sequence[Sequence[Tokenised]]) -> StackBatch:
     "A batch of each student's examples: as many, and as many with a rationale, for each."
     having = [[i for i, e in enumerate(rows) if e.rationale_target] for rows in students]
@@ -372,7 +382,7 @@ def stack_batches(students: Sequence[Sequence[Tokenised]]) -> StackBatch:
     return StackBatch(inputs, (inputs != 0).long(), *parts)
 
 
-# %% ../../nbs/method/24_stack.ipynb #c388b880
+# %% ../../nbs/method/24_stack.ipynb #82799a26
 def summed_cross_entropy(
     stack: Stack,
     hidden: torch.Tensor,  # [K, n, width]
@@ -391,6 +401,7 @@ def summed_cross_entropy(
     return sum(checkpoint(piece, *some, use_reentrant=False) for some in pieces)
 
 
+# %% ../../nbs/method/24_stack.ipynb #7577fcee
 def target_loss(stack: Stack, memory, mask, targets, at, start: int) -> torch.Tensor:  # [K]
     "Cross-entropy of one task's targets, summed over their tokens; memory is [K, rows, T, width]."
     written = F.pad(targets[..., :-1], (1, 0), value=start).clamp(min=0)
@@ -399,7 +410,7 @@ def target_loss(stack: Stack, memory, mask, targets, at, start: int) -> torch.Te
     return summed_cross_entropy(stack, hidden, targets.flatten(1).gather(1, at))
 
 
-# %% ../../nbs/method/24_stack.ipynb #c867182e
+# %% ../../nbs/method/24_stack.ipynb #fdf6faed
 def step_by_step_losses(
     stack: Stack,
     batch: StackBatch,
@@ -426,7 +437,7 @@ def step_by_step_losses(
     return dict(loss=loss, label_loss=label, rationale_loss=rationale)
 
 
-# %% ../../nbs/method/24_stack.ipynb #d3050842
+# %% ../../nbs/method/24_stack.ipynb #975d3355
 class StackedEngine(Engine):
     "T5 students of one shape, trained side by side."
 
@@ -479,13 +490,14 @@ class StackedEngine(Engine):
         self.stack.random.bit_generator.state = state
 
 
-# %% ../../nbs/method/24_stack.ipynb #25394e90
+# %% ../../nbs/method/24_stack.ipynb #7625e9fc
 def slices(stack: Stack, student, of=torch.Tensor.detach) -> dict[str, torch.Tensor]:
     "One student's slice of what `of` gives for each stacked weight."
     k = next(k for k, one in enumerate(stack.students) if one is student)
     return {name: of(stack.weights[_key(name)])[k] for name, _ in student.named_parameters()}
 
 
+# %% ../../nbs/method/24_stack.ipynb #31a920e8
 def keep_some(stack: Stack, students: Sequence, optimizer: torch.optim.Optimizer):
     "Go on with some of the students; the others keep the weights they have."
     which = [k for k, one in enumerate(stack.students) if any(one is other for other in students)]
@@ -497,7 +509,7 @@ def keep_some(stack: Stack, students: Sequence, optimizer: torch.optim.Optimizer
     stack.share()
 
 
-# %% ../../nbs/method/24_stack.ipynb #efc20cf6
+# %% ../../nbs/method/24_stack.ipynb #a5450182
 def clip_each(gradients: Sequence[torch.Tensor], largest: float):  # Each [K, ...]
     "Shorten the gradient of each student to the largest norm."
     norms = torch.stack([get_total_norm([g[k] for g in gradients]) for k in range(len(gradients[0]))])
@@ -506,13 +518,14 @@ def clip_each(gradients: Sequence[torch.Tensor], largest: float):  # Each [K, ..
         g.mul_(scale.view(-1, *[1] * (g.dim() - 1)))
 
 
+# %% ../../nbs/method/24_stack.ipynb #e45c5628
 def state_of(random: np.random.Generator) -> dict:
     "Its state, as JSON holds it."
     state = random.bit_generator.state
     return state | dict(state=dict(state=state['state']['state'].tolist()))
 
 
-# %% ../../nbs/method/24_stack.ipynb #1df43cbd
+# %% ../../nbs/method/24_stack.ipynb #84dc6d7f
 def greedy(stack: Stack, memory, mask, longest: int, start: int, ends: bool = True) -> torch.Tensor:  # [K, R, tokens]
     "The likeliest token, and the next; each row is padded after its end, if answers end."
     c, made, cache = stack.config, [], {}
@@ -526,6 +539,7 @@ def greedy(stack: Stack, memory, mask, longest: int, start: int, ends: bool = Tr
     return torch.cat(made, 2)
 
 
+# %% ../../nbs/method/24_stack.ipynb #43738713
 class StackedAnswers:
     "A T5 that is asked through a stack of one."
 

@@ -11,6 +11,7 @@ __all__ = [
     'PAD',
     'UNKNOWN',
     'scratch_config',
+    'one_tokenizer_thread',
     'train_tokenizer',
     'check_kind',
     'check_weights',
@@ -25,9 +26,10 @@ __all__ = [
     'load_pretrained',
     'make_student',
     'as_text',
+    'cut_ids',
 ]
 
-# %% ../../nbs/method/20_student.ipynb #db781ac4
+# %% ../../nbs/method/20_student.ipynb #f597e402
 import contextlib
 import os
 import re
@@ -53,7 +55,7 @@ from .settings import SCRATCH, check_student
 from ..records import UsageError, one_of
 
 
-# %% ../../nbs/method/20_student.ipynb #323bf642
+# %% ../../nbs/method/20_student.ipynb #510dd60e
 def scratch_config(
     name: str,  # One of `SCRATCH`
     vocab_size: int,
@@ -78,7 +80,19 @@ def scratch_config(
     )
 
 
-# %% ../../nbs/method/20_student.ipynb #065ab2f4
+# %% ../../nbs/method/20_student.ipynb #cfea123d
+@contextlib.contextmanager
+def one_tokenizer_thread():
+    "Keep the library from starting threads, which a process that forks later must not have."
+    before = os.environ.get('TOKENIZERS_PARALLELISM')
+    os.environ['TOKENIZERS_PARALLELISM'] = 'false'
+    try:
+        yield
+    finally:
+        os.environ.pop('TOKENIZERS_PARALLELISM') if before is None else os.environ.update(TOKENIZERS_PARALLELISM=before)
+
+
+# %% ../../nbs/method/20_student.ipynb #3119a331
 VOCAB_SIZE = 4096  # Upper limit; a small task's text yields fewer pieces
 
 SPECIAL = ('<pad>', '</s>', '<unk>')  # Its pieces that are no text; the place of each is its id
@@ -99,23 +113,13 @@ def train_tokenizer(
     )
     special = list(SPECIAL)
     trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=special, min_frequency=2, show_progress=False)
-    with _one_thread():
+    with one_tokenizer_thread():
         raw.train_from_iterator((t.replace('</s>', ' ') for t in texts), trainer)
     pieces = sorted(raw.get_vocab().items(), key=lambda item: item[1])
     return T5Tokenizer(vocab=[(piece, 0.0 if piece in special else -1.0) for piece, _ in pieces], extra_ids=0)
 
 
-@contextlib.contextmanager
-def _one_thread():
-    before = os.environ.get('TOKENIZERS_PARALLELISM')
-    os.environ['TOKENIZERS_PARALLELISM'] = 'false'
-    try:
-        yield
-    finally:
-        os.environ.pop('TOKENIZERS_PARALLELISM') if before is None else os.environ.update(TOKENIZERS_PARALLELISM=before)
-
-
-# %% ../../nbs/method/20_student.ipynb #36071ac1
+# %% ../../nbs/method/20_student.ipynb #48220733
 T5_KINDS = ('t5', 'mt5', 'umt5')
 KINDS = (*T5_KINDS, 'bart')  # `model_type`s that can be trained
 
@@ -146,7 +150,7 @@ def check_kind(
         )
 
 
-# %% ../../nbs/method/20_student.ipynb #60b9e31e
+# %% ../../nbs/method/20_student.ipynb #102dbac6
 def check_weights(
     student,  # As it was loaded
     info: dict,  # What `from_pretrained(..., output_loading_info=True)` says
@@ -169,7 +173,7 @@ def check_weights(
     )
 
 
-# %% ../../nbs/method/20_student.ipynb #ad114214
+# %% ../../nbs/method/20_student.ipynb #60bc0c59
 PAD, UNKNOWN = 0, 2  # Ids of T5's special pieces for padding and for what no other piece can write
 
 
@@ -179,7 +183,7 @@ def special_pieces(tokenizer) -> tuple[str, ...]:  # Longest first
     return tuple(sorted({*added, *tokenizer.all_special_tokens}, key=lambda piece: (-len(piece), piece)))
 
 
-# %% ../../nbs/method/20_student.ipynb #7c3346d1
+# %% ../../nbs/method/20_student.ipynb #37c1f790
 def check_pieces(
     tokenizer,
     config,  # Of the weights it came with
@@ -199,7 +203,7 @@ def check_pieces(
         )
 
 
-# %% ../../nbs/method/20_student.ipynb #38eaf6a9
+# %% ../../nbs/method/20_student.ipynb #b85cf895
 def check_ids(
     tokenizer,
     config,  # Of the weights it came with
@@ -228,7 +232,7 @@ def check_ids(
         )
 
 
-# %% ../../nbs/method/20_student.ipynb #12996f61
+# %% ../../nbs/method/20_student.ipynb #c17d30d3
 def check_ends(
     tokenizer,
     config,  # Of the weights it came with
@@ -251,6 +255,7 @@ def check_ends(
             )
 
 
+# %% ../../nbs/method/20_student.ipynb #9b1410bc
 def check_tokenizer(tokenizer, config, what: str):
     "A `UsageError` unless a tokenizer fits its weights."
     check_pieces(tokenizer, config, what)
@@ -258,7 +263,7 @@ def check_tokenizer(tokenizer, config, what: str):
     check_ends(tokenizer, config, what)
 
 
-# %% ../../nbs/method/20_student.ipynb #fc7e096a
+# %% ../../nbs/method/20_student.ipynb #9e56fea4
 @contextlib.contextmanager
 def quiet():
     "Keep the library from talking while it loads: what matters of it is in an error."
@@ -274,7 +279,7 @@ def quiet():
             logs.enable_progress_bar()
 
 
-# %% ../../nbs/method/20_student.ipynb #7201e999
+# %% ../../nbs/method/20_student.ipynb #b7b0918f
 @contextlib.contextmanager
 def reading(
     what: str,  # For the message
@@ -291,6 +296,7 @@ def reading(
         raise UsageError(f'{what}: {part} cannot be read ({said}): put that of the checkpoint in its place') from None
 
 
+# %% ../../nbs/method/20_student.ipynb #49d78c31
 def load_parts(
     where: str,  # A folder, or a name on the hub
     what: str,  # For the message
@@ -314,7 +320,11 @@ def load_parts(
     return student, tokenizer
 
 
-# %% ../../nbs/method/20_student.ipynb #bb0ff2ec
+# %% ../../nbs/method/20_student.ipynb #9bd349c7
+#| export
+
+
+# %% ../../nbs/method/20_student.ipynb #bb261c92
 def load_pretrained(
     name: str,  # On the hub, or a folder
     revision: str = '',  # Branch, tag or commit
@@ -341,7 +351,7 @@ def load_pretrained(
     return student, tokenizer
 
 
-# %% ../../nbs/method/20_student.ipynb #1620c509
+# %% ../../nbs/method/20_student.ipynb #d3bd35e7
 def make_student(
     name: str,  # One of `SCRATCH`, a pretrained name, or a folder
     texts: Iterable[str] = (),  # Training text, from which a student from random weights gets its tokenizer
@@ -358,12 +368,13 @@ def make_student(
     return T5ForConditionalGeneration(scratch_config(name, len(tokenizer), dropout, init_factor)), tokenizer
 
 
-# %% ../../nbs/method/20_student.ipynb #842eb083
+# %% ../../nbs/method/20_student.ipynb #11bad633
 @lru_cache(maxsize=64)
 def _any_of(pieces):
     return re.compile('|'.join(map(re.escape, pieces)))
 
 
+# %% ../../nbs/method/20_student.ipynb #70c7c73c
 def as_text(
     text: str,
     special: tuple[str, ...],  # From `special_pieces`
@@ -375,3 +386,12 @@ def as_text(
     if separator in special:
         return separator.join(as_text(part, special) for part in text.split(separator, 1))
     return _any_of(special).sub(lambda found: f'{found[0][0]} {found[0][1:]}', text)
+
+
+# %% ../../nbs/method/20_student.ipynb #3c0ffa2f
+def cut_ids(
+    ids: list[int],  # Of one text, with its end token
+    limit: int,  # The most tokens that stay
+) -> list[int]:
+    "A text cut at its end; its end token stays."
+    return ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]]

@@ -33,7 +33,7 @@ __all__ = [
     'fit',
 ]
 
-# %% ../../nbs/method/22_training.ipynb #3a372250
+# %% ../../nbs/method/22_training.ipynb #c72f0876
 import math
 import os
 import re
@@ -56,7 +56,7 @@ from .multitask import Batch, Tokenised, collate, step_by_step_loss
 from .settings import TrainingConfig, loss_scale
 from ..records import is_main_process
 
-# %% ../../nbs/method/22_training.ipynb #26feb236
+# %% ../../nbs/method/22_training.ipynb #1f13c617
 STRETCH = 16  # Batches that are sorted by length together
 
 
@@ -79,7 +79,7 @@ def batch_order(
             yield batches[i]
 
 
-# %% ../../nbs/method/22_training.ipynb #030ad1a9
+# %% ../../nbs/method/22_training.ipynb #197e6c83
 def has_bfloat16(
     device: str = 'cpu',  # "cpu" or "cuda"
 ) -> bool:
@@ -92,7 +92,7 @@ def has_bfloat16(
     return any(has for name, has in torch.cpu.get_capabilities().items() if 'bf16' in name)
 
 
-# %% ../../nbs/method/22_training.ipynb #9b4d2cb6
+# %% ../../nbs/method/22_training.ipynb #5252b68e
 @cache
 def bfloat16_cost(
     device: str = 'cpu',  # "cpu" or "cuda"
@@ -110,7 +110,7 @@ def bfloat16_cost(
     return seconds[torch.bfloat16] / seconds[torch.float32]
 
 
-# %% ../../nbs/method/22_training.ipynb #22036db0
+# %% ../../nbs/method/22_training.ipynb #470de843
 @cache
 def warn_of_bfloat16(device: str):  # "cpu" or "cuda"
     "Say that this device imitates bfloat16, if it does."
@@ -121,7 +121,7 @@ def warn_of_bfloat16(device: str):  # "cpu" or "cuda"
     print(f'dsbs: this {name} only imitates bfloat16: {cost}; use dtype=float32', file=sys.stderr, flush=True)
 
 
-# %% ../../nbs/method/22_training.ipynb #71261939
+# %% ../../nbs/method/22_training.ipynb #d7c57816
 class Engine(nn.Module):
     "What the loop asks of an engine, and what is the same for most."
 
@@ -159,7 +159,7 @@ class Engine(nn.Module):
         "Go back to such a state."
 
 
-# %% ../../nbs/method/22_training.ipynb #5b2af7ef
+# %% ../../nbs/method/22_training.ipynb #9eb7ba63
 class PlainEngine(Engine):
     "One student, trained through the library's own modules."
 
@@ -195,7 +195,7 @@ class PlainEngine(Engine):
         nn.utils.clip_grad_norm_(self.parameters(), largest)
 
 
-# %% ../../nbs/method/22_training.ipynb #d508340b
+# %% ../../nbs/method/22_training.ipynb #30f838ae
 @dataclass
 class Training:
     "An engine with its optimizer, set up for a device."
@@ -208,6 +208,7 @@ class Training:
     config: TrainingConfig
 
 
+# %% ../../nbs/method/22_training.ipynb #a8f4a546
 def set_up(
     engine: nn.Module,
     config: TrainingConfig,
@@ -226,7 +227,7 @@ def set_up(
     return Training(engine, model, accelerator, optimizer, schedule, config)
 
 
-# %% ../../nbs/method/22_training.ipynb #cacdf77a
+# %% ../../nbs/method/22_training.ipynb #358788f5
 def micro_batches(
     training: Training,
     rows: Sequence[Sequence[Tokenised]],  # Of each student, for one update
@@ -243,12 +244,13 @@ def micro_batches(
         return [batch.each(torch.Tensor.pin_memory) for batch in batches]
 
 
-# %% ../../nbs/method/22_training.ipynb #2bd4df1c
+# %% ../../nbs/method/22_training.ipynb #c977d2fb
 def sum_over_processes(accelerator: Accelerator, values):  # A tensor, or a dict of tensors
     "The sum of what each process has."
     return accelerator.reduce(values, 'sum') if accelerator.num_processes > 1 else values
 
 
+# %% ../../nbs/method/22_training.ipynb #44bce147
 def count_targets(training: Training, batches: Sequence) -> torch.Tensor:  # On the host; labels, rationales
     "Target tokens of an update."
     counts = sum(batch.token_counts() for batch in batches)
@@ -257,7 +259,7 @@ def count_targets(training: Training, batches: Sequence) -> torch.Tensor:  # On 
     return sum_over_processes(training.accelerator, counts.to(training.accelerator.device)).cpu()
 
 
-# %% ../../nbs/method/22_training.ipynb #53ba5a3d
+# %% ../../nbs/method/22_training.ipynb #bb9f5da8
 def update(
     training: Training,
     batches: Sequence,  # From `micro_batches`
@@ -281,7 +283,7 @@ def update(
     return sum_over_processes(accelerator, summed)
 
 
-# %% ../../nbs/method/22_training.ipynb #7ec128f4
+# %% ../../nbs/method/22_training.ipynb #e7ce0c8a
 def read_losses(
     unread: Sequence[dict[str, torch.Tensor]],  # From `update`, the last ones
     last_step: int,  # Updates made so far
@@ -299,7 +301,7 @@ def read_losses(
     return [[row(i, k) for i in range(len(read))] for k in range(len(read[0]['loss']))]
 
 
-# %% ../../nbs/method/22_training.ipynb #67df9540
+# %% ../../nbs/method/22_training.ipynb #51a456e0
 @dataclass
 class TrainingResult:
     "What a training left behind; the student holds the best weights."
@@ -316,7 +318,7 @@ class TrainingResult:
     resumed: list[dict] = field(default_factory=list)  # step, exact (to the last digit), and where not, why
 
 
-# %% ../../nbs/method/22_training.ipynb #b4c18dfb
+# %% ../../nbs/method/22_training.ipynb #b9094961
 def why_stopped(
     result: TrainingResult,
     step: int,  # Updates made
@@ -330,7 +332,7 @@ def why_stopped(
     return 'max_steps' if step == config.max_steps else ''
 
 
-# %% ../../nbs/method/22_training.ipynb #cdfcabcf
+# %% ../../nbs/method/22_training.ipynb #4f4b419b
 @dataclass
 class Trainee:
     "What one student learns from and how it is judged."
@@ -343,6 +345,7 @@ class Trainee:
     name: str = ''  # Of its run, for its checkpoints
 
 
+# %% ../../nbs/method/22_training.ipynb #148ff153
 @dataclass
 class Learner:
     "A trainee under way."
@@ -356,7 +359,7 @@ class Learner:
     earlier: float = 0.0  # Seconds, before it was resumed
 
 
-# %% ../../nbs/method/22_training.ipynb #94596f22
+# %% ../../nbs/method/22_training.ipynb #c19ba225
 def judge(
     learner: Learner,
     training: Training,
@@ -373,7 +376,7 @@ def judge(
     r.stopped = why_stopped(r, step, training.config)
 
 
-# %% ../../nbs/method/22_training.ipynb #7f0c4c75
+# %% ../../nbs/method/22_training.ipynb #e45d9cfd
 @dataclass
 class Log:
     "Losses and seconds of the learners under way."
@@ -395,7 +398,7 @@ class Log:
             learner.result.seconds = learner.earlier + (time.perf_counter() - self.start) / self.beside
 
 
-# %% ../../nbs/method/22_training.ipynb #56e3b9b1
+# %% ../../nbs/method/22_training.ipynb #8e33c28d
 def judge_all(training: Training, active: list[Learner], step: int, log: Log) -> list[Learner]:
     "Judge the learners, finish those whose training ends, and return the others."
     engine = training.engine
@@ -415,7 +418,7 @@ def judge_all(training: Training, active: list[Learner], step: int, log: Log) ->
     return going
 
 
-# %% ../../nbs/method/22_training.ipynb #620f96e6
+# %% ../../nbs/method/22_training.ipynb #fca24bb8
 class Feed:
     "The batches of one update after another."
 
@@ -453,7 +456,7 @@ class Feed:
         return drawn, micro_batches(self.training, rows)
 
 
-# %% ../../nbs/method/22_training.ipynb #f80e3fba
+# %% ../../nbs/method/22_training.ipynb #ba106d76
 class Keeper:
     "Keeps nothing."
 
@@ -469,11 +472,12 @@ class Keeper:
         "Keep the training."
 
 
-# %% ../../nbs/method/22_training.ipynb #06d60e8f
+# %% ../../nbs/method/22_training.ipynb #f797e641
 class Interrupted(KeyboardInterrupt):
     "The training was told to stop; its keeper has kept the last update."
 
 
+# %% ../../nbs/method/22_training.ipynb #292d645e
 def any_process(accelerator: Accelerator, *wishes: bool) -> Sequence[bool]:
     "For each wish, whether any of the processes has it."
     if accelerator.num_processes == 1:
@@ -482,7 +486,7 @@ def any_process(accelerator: Accelerator, *wishes: bool) -> Sequence[bool]:
     return sum_over_processes(accelerator, asked).bool().tolist()
 
 
-# %% ../../nbs/method/22_training.ipynb #7caa4327
+# %% ../../nbs/method/22_training.ipynb #7093fb6d
 def begin(
     engine: nn.Module,
     trainees: Sequence[Trainee],  # One for each student
@@ -503,7 +507,7 @@ def begin(
     return training, learners, first
 
 
-# %% ../../nbs/method/22_training.ipynb #606d7e64
+# %% ../../nbs/method/22_training.ipynb #a9e50cd6
 def fit(
     engine: nn.Module,
     trainees: Sequence[Trainee],  # One for each student of the engine

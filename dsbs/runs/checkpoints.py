@@ -24,7 +24,7 @@ __all__ = [
     'shard',
 ]
 
-# %% ../../nbs/runs/27_checkpoints.ipynb #655df67a
+# %% ../../nbs/runs/27_checkpoints.ipynb #e071c9eb
 import copy
 import errno
 import hashlib
@@ -48,7 +48,7 @@ from ..method.settings import TrainingConfig
 from ..method.training import Keeper, Learner, PlainEngine, Training, TrainingResult
 from ..records import UsageError, canonical_json, hash_file, hash_json, provenance
 
-# %% ../../nbs/runs/27_checkpoints.ipynb #6fbaa2f7
+# %% ../../nbs/runs/27_checkpoints.ipynb #5cb5116a
 MANIFEST, FORMAT = 'manifest.json', 2
 
 
@@ -58,11 +58,12 @@ def _pack(part):  # (suffix, bytes)
     return '.json', canonical_json(part).encode()
 
 
+# %% ../../nbs/runs/27_checkpoints.ipynb #96ce9dbf
 def _seal(about):
     return canonical_json(dict(about=about, sha256=hash_json(about)))
 
 
-# %% ../../nbs/runs/27_checkpoints.ipynb #d4cbccdf
+# %% ../../nbs/runs/27_checkpoints.ipynb #805ddaa3
 def _write(path, data):
     fd, left = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644), memoryview(data)
     try:
@@ -81,6 +82,7 @@ def _sync(folder):  # the names in it
         os.close(fd)
 
 
+# %% ../../nbs/runs/27_checkpoints.ipynb #cde5655a
 def _write_parts(half, step, parts, owner):
     half.mkdir(parents=True)
     files = {}
@@ -92,7 +94,7 @@ def _write_parts(half, step, parts, owner):
     _sync(half)
 
 
-# %% ../../nbs/runs/27_checkpoints.ipynb #09712ca9
+# %% ../../nbs/runs/27_checkpoints.ipynb #3bea875d
 def _check(place, owner):  # its manifest; an error says what is wrong with it
     try:
         text = (place / MANIFEST).read_text(encoding='utf-8')
@@ -114,12 +116,13 @@ def _check(place, owner):  # its manifest; an error says what is wrong with it
     return about
 
 
-# %% ../../nbs/runs/27_checkpoints.ipynb #7fe13a98
+# %% ../../nbs/runs/27_checkpoints.ipynb #135abaa5
 def _newest_first(folder):
     places = (p for p in Path(folder).glob('[0-9]' * 6 + '*') if p.name.isdigit())
     return sorted(places, key=lambda p: int(p.name), reverse=True)
 
 
+# %% ../../nbs/runs/27_checkpoints.ipynb #4cf2f513
 def _last_whole(places, owner):  # the first of them that is whole, its manifest, and what is wrong with those before it
     wrong = []
     for place in places:
@@ -132,7 +135,7 @@ def _last_whole(places, owner):  # the first of them that is whole, its manifest
     return None, None, wrong
 
 
-# %% ../../nbs/runs/27_checkpoints.ipynb #eb582ca4
+# %% ../../nbs/runs/27_checkpoints.ipynb #7e246f47
 class CheckpointError(OSError):
     "A checkpoint could not be written; the message is one line that says why, and which one there still is."
 
@@ -147,7 +150,7 @@ def _not_written(e, step, folder, owner):
     return error
 
 
-# %% ../../nbs/runs/27_checkpoints.ipynb #71d083c6
+# %% ../../nbs/runs/27_checkpoints.ipynb #c5c71e86
 def _hidden(place):
     return place.with_name(f'.{place.name}.half')
 
@@ -160,6 +163,7 @@ def _remove(place):  # in one step
     shutil.rmtree(_hidden(place), ignore_errors=True)
 
 
+# %% ../../nbs/runs/27_checkpoints.ipynb #3ae7e1fb
 def save_checkpoint(
     folder: str | Path,  # Of one run's checkpoints
     step: int,  # Updates made so far
@@ -190,7 +194,7 @@ def save_checkpoint(
     return place
 
 
-# %% ../../nbs/runs/27_checkpoints.ipynb #9ea05a79
+# %% ../../nbs/runs/27_checkpoints.ipynb #53d37b76
 @dataclass(frozen=True)
 class Checkpoint:
     "What was saved, read again and found whole."
@@ -216,7 +220,7 @@ def load_checkpoint(
     return Checkpoint(about['step'], {Path(name).stem: read(place / name) for name in about['files']}, place)
 
 
-# %% ../../nbs/runs/27_checkpoints.ipynb #d22c92a9
+# %% ../../nbs/runs/27_checkpoints.ipynb #4d9b6461
 def instruction_set() -> str:
     "Which of its instructions a CPU is used with, as far as torch tells: its kind, and variables that forbid some."
     limits = ('MKL_ENABLE_INSTRUCTIONS', 'ONEDNN_MAX_CPU_ISA')
@@ -224,6 +228,7 @@ def instruction_set() -> str:
     return ', '.join([torch.backends.cpu.get_cpu_capability(), *forbidden])
 
 
+# %% ../../nbs/runs/27_checkpoints.ipynb #67179d04
 def made_with(training: Training) -> dict:
     "What decides the last digits of a training, beside its settings."
     device, made = training.accelerator.device, provenance()
@@ -233,7 +238,7 @@ def made_with(training: Training) -> dict:
     return made['versions'] | dict(device=f'{device.type}: {where}', isa=instruction_set()) | uses
 
 
-# %% ../../nbs/runs/27_checkpoints.ipynb #6bb24074
+# %% ../../nbs/runs/27_checkpoints.ipynb #cd0b93aa
 MOMENTS = ('exp_avg', 'exp_avg_sq')  # Of AdamW
 
 
@@ -247,6 +252,7 @@ def _random_states(training):
     return {name: s.numpy().tobytes().hex() for name, s in states.items()} | dict(engine=training.engine.random_state())
 
 
+# %% ../../nbs/runs/27_checkpoints.ipynb #2bf99926
 def checkpoint_parts(
     training: Training,
     learner: Learner,
@@ -267,7 +273,7 @@ def checkpoint_parts(
     return parts | (dict(best=engine.whole(learner.best)) if learner.best else {})
 
 
-# %% ../../nbs/runs/27_checkpoints.ipynb #6e9f220a
+# %% ../../nbs/runs/27_checkpoints.ipynb #d34c0ec5
 def resume_training(
     training: Training,
     saved: Checkpoint,  # Of any of the students
@@ -290,7 +296,7 @@ def resume_training(
     training.engine.set_random_state(state['random']['engine'])
 
 
-# %% ../../nbs/runs/27_checkpoints.ipynb #008fad50
+# %% ../../nbs/runs/27_checkpoints.ipynb #df89ade8
 def why_inexact(
     saved: dict,  # The part `state` of a checkpoint
     here: dict,  # From `made_with`
@@ -308,7 +314,7 @@ def why_inexact(
     return '; '.join(why)
 
 
-# %% ../../nbs/runs/27_checkpoints.ipynb #25bc9446
+# %% ../../nbs/runs/27_checkpoints.ipynb #f4d9d4f7
 def resume_learner(training: Training, learner: Learner, saved: Checkpoint):
     "One student's weights, moments, best weights, result, and place in the order of examples."
     engine, parts = training.engine, saved.parts
@@ -330,7 +336,7 @@ def resume_learner(training: Training, learner: Learner, saved: Checkpoint):
         print(f'dsbs: {said}', file=sys.stderr, flush=True)
 
 
-# %% ../../nbs/runs/27_checkpoints.ipynb #4baad5e3
+# %% ../../nbs/runs/27_checkpoints.ipynb #39012c17
 SAVE_EVERY = 30.0  # Seconds of training between checkpoints; more where saving takes more than a twentieth of that
 
 
@@ -371,7 +377,7 @@ class DiskKeeper(Keeper):
         self.next = ended + (self.save_every and max(self.save_every, 20 * (ended - began)))
 
 
-# %% ../../nbs/runs/27_checkpoints.ipynb #f71f19cd
+# %% ../../nbs/runs/27_checkpoints.ipynb #cf2bec9e
 def check_shares(
     examples: int,  # To learn from
     config: TrainingConfig,
@@ -386,7 +392,7 @@ def check_shares(
         )
 
 
-# %% ../../nbs/runs/27_checkpoints.ipynb #ac1667a1
+# %% ../../nbs/runs/27_checkpoints.ipynb #de1da6ef
 class SharedEngine(PlainEngine):
     "One student, trained by several processes."
 
@@ -429,7 +435,7 @@ class SharedEngine(PlainEngine):
                 p.data = p.data.new_empty(0)
 
 
-# %% ../../nbs/runs/27_checkpoints.ipynb #b3342a85
+# %% ../../nbs/runs/27_checkpoints.ipynb #c044a919
 def shard(engine: PlainEngine, accelerator, config: TrainingConfig):
     "Cut the weights of an engine's student into a part for each process."
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard

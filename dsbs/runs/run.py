@@ -47,7 +47,7 @@ __all__ = [
     'train_runs',
 ]
 
-# %% ../../nbs/runs/28_run.ipynb #3601e1db
+# %% ../../nbs/runs/28_run.ipynb #0fc1b041
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -71,10 +71,10 @@ from dsbs.method.answering import (
     next_token_accuracy,
     unwritable,
 )
-from ..method.multitask import RATIONALE_START, cut_ids
+from ..method.multitask import RATIONALE_START
 from ..method.settings import SCRATCH
 from ..method.stack import StackedAnswers, StackedEngine, in_one_shape
-from ..method.student import SPECIAL, as_text, make_student, special_pieces
+from ..method.student import SPECIAL, as_text, cut_ids, make_student, special_pieces
 from ..method.training import Engine, PlainEngine, Trainee, fit
 from ..method.views import ANSWER_MARK, PREFIXES, make_views
 from ..records import UsageError, is_main_process, now, process_index, processes, provenance
@@ -86,7 +86,7 @@ from ..teacher.recorded import teacher_name
 from ..teacher.sets import set_cards, set_name, teacher_rationales
 
 
-# %% ../../nbs/runs/28_run.ipynb #9519deed
+# %% ../../nbs/runs/28_run.ipynb #f843e065
 def engine_kind(spec: RunSpec) -> str:  # "plain" or "stack"
     "Which engine trains a run."
     if spec.engine == 'stack' and processes() > 1:
@@ -96,6 +96,7 @@ def engine_kind(spec: RunSpec) -> str:  # "plain" or "stack"
     return 'stack' if spec.student in SCRATCH and processes() == 1 else 'plain'
 
 
+# %% ../../nbs/runs/28_run.ipynb #f5fe6ae5
 def make_engine(spec: RunSpec, students: Sequence) -> Engine:
     "An engine for students of this spec."
     plain = SharedEngine if processes() > 1 else PlainEngine
@@ -106,7 +107,7 @@ def make_engine(spec: RunSpec, students: Sequence) -> Engine:
 ANSWERS = dict(plain=PlainAnswers, stack=StackedAnswers)  # Kind of engine -> what asks its students
 
 
-# %% ../../nbs/runs/28_run.ipynb #025e04e2
+# %% ../../nbs/runs/28_run.ipynb #b03119be
 def _prompts(folder):  # split -> hash of the prompt that a rationale set was asked with
     return {split: card.get('prompt', '') for split, card in set_cards(folder).items()} if folder else {}
 
@@ -117,7 +118,7 @@ def made_on(spec: RunSpec, device: torch.device) -> dict:
     return dict(device_name=name, isa=instruction_set(), processes=processes(), prompts=_prompts(spec.teacher))
 
 
-# %% ../../nbs/runs/28_run.ipynb #653f63fe
+# %% ../../nbs/runs/28_run.ipynb #962612f4
 SEPARATORS = dict(esnli='</s>', anli1='</s>')  # Tasks in whose inputs a special piece is meant as one
 
 
@@ -128,13 +129,14 @@ def as_plain(example: Example, special: tuple[str, ...], separator: str) -> Exam
     return replace(example, input=read, label=as_text(example.label, special), rationale=rationale)
 
 
-# %% ../../nbs/runs/28_run.ipynb #a7c45fa2
+# %% ../../nbs/runs/28_run.ipynb #7e4cee39
 def _new_labels(data):  # that stand on no training row
     splits = [set(split['label']) for split in data.task.splits.values()]
     said = {r.label for r in data.readings.values() if r.ok} | {e.label for e in data.extra}
     return sorted(set(data.task.label_set).union(said, *splits) - set(data.task['train']['label']))
 
 
+# %% ../../nbs/runs/28_run.ipynb #d7a74d36
 def tokenizer_texts(data: Prepared):
     "The texts from which a student's tokenizer is made."
     label, rationale = PREFIXES[data.spec.prefix_style]
@@ -154,7 +156,7 @@ def tokenizer_texts(data: Prepared):
         yield as_text(text, SPECIAL)
 
 
-# %% ../../nbs/runs/28_run.ipynb #85a247d3
+# %% ../../nbs/runs/28_run.ipynb #490fb899
 def views_of(spec: RunSpec, tokenizer) -> Callable:
     "What makes an example's views."
     special, separator = special_pieces(tokenizer), SEPARATORS.get(spec.task, '')
@@ -162,6 +164,7 @@ def views_of(spec: RunSpec, tokenizer) -> Callable:
     return lambda example: make_views(as_plain(example, special, separator), *how)
 
 
+# %% ../../nbs/runs/28_run.ipynb #921cd7e1
 def asked_examples(data: Prepared, split: str) -> list[Example]:
     "The rows of a split as they are asked, without labels."
     rows, why = data.task[split][:], {}
@@ -170,13 +173,14 @@ def asked_examples(data: Prepared, split: str) -> list[Example]:
     return [Example(i, x, '', why.get(i)) for i, x in zip(rows['id'], rows['input'], strict=True)]
 
 
+# %% ../../nbs/runs/28_run.ipynb #a0183ac1
 def questions(data: Prepared, tokenizer, split: str) -> list[str]:
     "What the student reads of a split, with its prefix."
     views = views_of(data.spec, tokenizer)
     return [views(example).label[0] for example in asked_examples(data, split)]
 
 
-# %% ../../nbs/runs/28_run.ipynb #e39877f5
+# %% ../../nbs/runs/28_run.ipynb #8227e763
 NOT_WRITTEN = 0.05  # Share of rows with a free-text answer that the student may be unable to write
 
 
@@ -207,7 +211,7 @@ def check_labels(spec: RunSpec, task, examples: Sequence[Example], tokenizer) ->
     return n
 
 
-# %% ../../nbs/runs/28_run.ipynb #ad8709df
+# %% ../../nbs/runs/28_run.ipynb #b2ba8db0
 def check_starts(spec: RunSpec, tokenizer):
     "A `UsageError` unless the label's view and the rationale's can be told apart."
     if spec.method != 'step_by_step':
@@ -226,7 +230,7 @@ def check_starts(spec: RunSpec, tokenizer):
         )
 
 
-# %% ../../nbs/runs/28_run.ipynb #c7f76b07
+# %% ../../nbs/runs/28_run.ipynb #d04d5994
 MANY_UNKNOWN = 0.03  # Share of unknown tokens from which it is said
 
 
@@ -246,13 +250,14 @@ def texts_lost(
     return found
 
 
+# %% ../../nbs/runs/28_run.ipynb #fb33c496
 def lost_metrics(texts: dict[str, dict]) -> dict:
     "The same as a record has it."
     cut = {f'cut_{kind}': t['cut'] for kind, t in texts.items()}
     return cut | {f'unknown_share_{kind}': t['unknown_share'] for kind, t in texts.items()}
 
 
-# %% ../../nbs/runs/28_run.ipynb #43a1dbe9
+# %% ../../nbs/runs/28_run.ipynb #c87750f8
 def say_lost(spec: RunSpec, texts: dict[str, dict]):
     "A line on what is cut, and one on what is unknown."
 
@@ -269,7 +274,7 @@ def say_lost(spec: RunSpec, texts: dict[str, dict]):
         _say(f'the tokenizer of student {spec.student!r} has no piece for {", ".join(unknown)}')
 
 
-# %% ../../nbs/runs/28_run.ipynb #ecf24e46
+# %% ../../nbs/runs/28_run.ipynb #6f68bdd4
 def check_cut(spec: RunSpec, rows: Sequence, texts: dict[str, dict]):
     "A `UsageError` when a label is cut."
     n, longest = texts['label_targets']['cut'], max(len(r.label_target) for r in rows)
@@ -284,6 +289,7 @@ def check_cut(spec: RunSpec, rows: Sequence, texts: dict[str, dict]):
     )
 
 
+# %% ../../nbs/runs/28_run.ipynb #5f18a6df
 def check_positions(spec: RunSpec, config, rows: Sequence, asked: dict[str, list]):
     "A `UsageError` when a text has more tokens than the student has positions for."
     most = config.max_position_embeddings if config.model_type == 'bart' else None
@@ -295,7 +301,7 @@ def check_positions(spec: RunSpec, config, rows: Sequence, asked: dict[str, list
             raise UsageError(f'student {spec.student!r} has {most} positions: set {name}={most}')
 
 
-# %% ../../nbs/runs/28_run.ipynb #d982f712
+# %% ../../nbs/runs/28_run.ipynb #bd2eeca2
 def longest_label(task, examples: Sequence[Example], tokenizer) -> int:
     "Tokens of the longest label, of those scored and those learned."
     labels = {e.label for e in examples}.union(*(split.unique('label') for split in task.splits.values()))
@@ -303,7 +309,7 @@ def longest_label(task, examples: Sequence[Example], tokenizer) -> int:
     return max(map(len, tokenizer([as_text(label, special) for label in sorted(labels)]).input_ids))
 
 
-# %% ../../nbs/runs/28_run.ipynb #9e31c6ff
+# %% ../../nbs/runs/28_run.ipynb #da3516bf
 class Run:
     "A spec with its data, its student, and its texts as tokens."
 
@@ -331,8 +337,9 @@ class Run:
         texts = tokenizer_texts(self.data)
         student, tokenizer = make_student(spec.student, texts, spec.seed, spec.revision, spec.dropout, spec.init_factor)
         if self.kind == 'stack' and student.config.model_type != 't5':
+            kind = student.config.model_type
             raise UsageError(
-                f'student {spec.student!r}: engine=stack trains a T5, and this is a {student.config.model_type}: use engine=plain'
+                f'student {spec.student!r}: engine=stack trains a T5, and this is a {kind}: use engine=plain'
             )
         return student, tokenizer
 
@@ -341,7 +348,7 @@ class Run:
         return ANSWERS[self.kind](self.student)
 
 
-# %% ../../nbs/runs/28_run.ipynb #f15469fa
+# %% ../../nbs/runs/28_run.ipynb #bdaf9bc7
 def special_in(run: Run) -> int:
     "Examples and questions in which a special piece stands as text."
     special, separator = special_pieces(run.tokenizer), SEPARATORS.get(run.spec.task, '')
@@ -376,7 +383,7 @@ def tokens_of(
     return cut_rows(whole, spec.max_input, spec.max_target), batches, lost_metrics(texts) | counts
 
 
-# %% ../../nbs/runs/28_run.ipynb #09ff03d9
+# %% ../../nbs/runs/28_run.ipynb #039e35ac
 def ask_all(run: Run, split: str, work: Callable) -> list:
     "What work(batches) gives for each question of a split; every process asks a part."
     said, rows = work(run.asked[split]), len(run.data.task[split])
@@ -386,19 +393,21 @@ def ask_all(run: Run, split: str, work: Callable) -> list:
     return [parts[i % len(parts)][i // len(parts)] for i in range(rows)]
 
 
+# %% ../../nbs/runs/28_run.ipynb #c44b1a8d
 def answers(run: Run, split: str) -> list[str]:
     "The student's answers to the questions of a split."
     how = dict(max_new_tokens=run.longest_output, dtype=run.spec.dtype)
     return ask_all(run, split, lambda batches: generate(run.ask(), run.tokenizer, batches, **how))
 
 
+# %% ../../nbs/runs/28_run.ipynb #186a0c20
 def accuracy(run: Run, split: str, outputs: Sequence[str]) -> float:  # Percent
     "How many answers are right, by the human labels."
     task = run.data.task
     return label_accuracy(outputs, task[split][:]['label'], task.answer, run.spec.method)
 
 
-# %% ../../nbs/runs/28_run.ipynb #b7d7f723
+# %% ../../nbs/runs/28_run.ipynb #67487294
 def likeliest_accuracy(
     run: Run,
 ) -> float | None:  # Percent; None: the task has no label set, or writes rationales first
@@ -410,6 +419,7 @@ def likeliest_accuracy(
     return accuracy(run, 'test', ask_all(run, 'test', choose))
 
 
+# %% ../../nbs/runs/28_run.ipynb #f02e1262
 def test_rationales(
     run: Run,
 ) -> list[tuple[str, str]]:  # (input, rationale), as a rationale's view; none: there are none
@@ -428,7 +438,7 @@ def test_rationales(
     return [views(e).rationale for e in examples]
 
 
-# %% ../../nbs/runs/28_run.ipynb #30b46d80
+# %% ../../nbs/runs/28_run.ipynb #e5bf6922
 def rationale_metrics(run: Run) -> dict[str, float | None]:  # Percent
     "How well the rationales of the test rows were learned: whole ones (embedded tasks), and token for token."
     spec, found = run.spec, dict(rationale_accuracy=None, rationale_token_accuracy=None)
@@ -446,7 +456,7 @@ def rationale_metrics(run: Run) -> dict[str, float | None]:  # Percent
     return found
 
 
-# %% ../../nbs/runs/28_run.ipynb #0265bb1b
+# %% ../../nbs/runs/28_run.ipynb #eedef7d4
 def tokens_trained(rows: Sequence, steps: int, spec: RunSpec) -> int:
     "Tokens read and written in training, without padding; an input that both views share counts once."
     per_epoch = sum(len(ids) for r in rows for ids in vars(r).values())
@@ -454,11 +464,13 @@ def tokens_trained(rows: Sequence, steps: int, spec: RunSpec) -> int:
     return round(per_epoch / len(rows) * min(spec.batch_size, len(rows)) * steps)
 
 
+# %% ../../nbs/runs/28_run.ipynb #b36f4821
 def majority(labels: Sequence[str]) -> float:  # Percent
     "Accuracy of the commonest label."
     return round(100 * Counter(labels).most_common(1)[0][1] / len(labels), 4)
 
 
+# %% ../../nbs/runs/28_run.ipynb #39c12e1a
 def run_metrics(run: Run, result, outputs: Sequence[str]) -> dict:
     "The numbers of a run."
     spec, task = run.spec, run.data.task
@@ -482,7 +494,7 @@ def run_metrics(run: Run, result, outputs: Sequence[str]) -> dict:
     )
 
 
-# %% ../../nbs/runs/28_run.ipynb #5fd61f47
+# %% ../../nbs/runs/28_run.ipynb #54910577
 def teacher_quality(run: Run) -> dict | None:
     "`extraction.quality` of what was said about the rows trained on."
     said = {} if run.spec.rationales == 'human' else run.data.readings
@@ -492,6 +504,7 @@ def teacher_quality(run: Run) -> dict | None:
     return quality(rows, [said.get(r['id'], Reading(reason='not asked')) for r in rows], run.data.task)
 
 
+# %% ../../nbs/runs/28_run.ipynb #b7fa24f7
 def teacher_of(spec: RunSpec, task) -> str:
     "Who gave the rationales."
     if spec.rationales == 'human':
@@ -501,7 +514,7 @@ def teacher_of(spec: RunSpec, task) -> str:
     return '' if task.brief else teacher_name(task, spec.teacher_error)
 
 
-# %% ../../nbs/runs/28_run.ipynb #66c193d6
+# %% ../../nbs/runs/28_run.ipynb #950dd4fc
 SHOWN = 20  # Test questions whose answers are kept in a record
 
 
@@ -529,7 +542,7 @@ def make_record(run: Run, result) -> dict:
     )
 
 
-# %% ../../nbs/runs/28_run.ipynb #79d1b17e
+# %% ../../nbs/runs/28_run.ipynb #26db1d47
 def shape(run: Run):  # None: it may not be stacked
     "What is equal in runs that may train side by side."
     spec, lengths = run.spec, {tuple(map(len, vars(r).values())) for r in run.learned}
@@ -538,6 +551,7 @@ def shape(run: Run):  # None: it may not be stacked
     return lengths.pop(), min(spec.batch_size, len(run.rows)), len(run.tokenizer)
 
 
+# %% ../../nbs/runs/28_run.ipynb #e560932b
 def side_by_side(runs: Sequence[Run], saved: dict) -> list[list[Run]]:
     "Groups of runs that train together."
     alike = {}
@@ -548,7 +562,7 @@ def side_by_side(runs: Sequence[Run], saved: dict) -> list[list[Run]]:
     return list(alike.values())
 
 
-# %% ../../nbs/runs/28_run.ipynb #8b9087f1
+# %% ../../nbs/runs/28_run.ipynb #5da4eac0
 def train_together(runs: Sequence[Run], saved: dict, progress, finished, stop, save_every):
     "Train runs of one engine; finished(run, result) is called for each."
     spec = runs[0].spec

@@ -32,8 +32,8 @@ from safetensors.numpy import save
 from tqdm import tqdm
 
 from ..data.examples import Example
-from ..method.multitask import Tokenised, cut_ids, tokenise
-from ..method.student import UNKNOWN
+from ..method.multitask import Tokenised, tokenise
+from ..method.student import UNKNOWN, cut_ids
 from ..method.views import Views
 from ..records import canonical_json, replacing
 

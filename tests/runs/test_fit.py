@@ -20,7 +20,6 @@ from transformers import (
 )
 
 from dsbs.data.examples import Example
-from dsbs.method.settings import student_hash
 from dsbs.method.student import make_student
 from dsbs.method.views import make_views
 from dsbs.records import UsageError
