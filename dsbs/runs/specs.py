@@ -28,7 +28,7 @@ __all__ = [
     'in_common',
 ]
 
-# %% ../../nbs/runs/25_specs.ipynb #e618d852
+# %% ../../nbs/runs/25_specs.ipynb #9294ea6f
 import difflib
 import os
 import random
@@ -49,7 +49,7 @@ from ..teacher.extraction import Reading, human_rationales
 from ..teacher.recorded import TEACHER_ERROR
 from ..teacher.sets import fill_labels, read_set, teacher_rationales
 
-# %% ../../nbs/runs/25_specs.ipynb #bf0acda2
+# %% ../../nbs/runs/25_specs.ipynb #a269ecbd
 LABEL_SOURCES = ('human', 'teacher')
 RATIONALES = ('teacher', 'shuffled', 'random', 'human')
 KEEP = ('all', 'agree')
@@ -75,7 +75,7 @@ LIMITS = dict(  # Lowest and highest value
 COUNTS = ('n_train', 'n_extra', 'max_input', 'max_target')  # At least 1
 
 
-# %% ../../nbs/runs/25_specs.ipynb #4365b392
+# %% ../../nbs/runs/25_specs.ipynb #3a3dd648
 def _check_values(settings):  # name -> value
     for name, value in settings.items():
         if name in CHOICES:
@@ -89,13 +89,14 @@ def _check_values(settings):  # name -> value
             raise UsageError(f'{name}={value}: should be at least 1')
 
 
+# %% ../../nbs/runs/25_specs.ipynb #f636298c
 def _check_revision(revision):  # it becomes part of a path in the hub's cache
     parts = revision.split('/') if revision else []
     if not re.fullmatch(r'[A-Za-z0-9._/-]{0,200}', revision) or {'', '..'} & set(parts):
         raise UsageError(f'revision={revision[:100]}: should be a branch, a tag or a commit')
 
 
-# %% ../../nbs/runs/25_specs.ipynb #f4873d42
+# %% ../../nbs/runs/25_specs.ipynb #593fc0a2
 def _check_together(settings):  # name -> value
     if settings['n_train'] is not None and settings['train_fraction'] is not None:
         raise UsageError('give n_train or train_fraction, not both')
@@ -107,7 +108,7 @@ def _check_together(settings):  # name -> value
         )
 
 
-# %% ../../nbs/runs/25_specs.ipynb #e9031ff3
+# %% ../../nbs/runs/25_specs.ipynb #0c959c14
 @dataclass(frozen=True)
 class RunSpec(TrainingConfig):
     "Everything that can change the numbers of a run, except the data itself."
@@ -148,7 +149,19 @@ class RunSpec(TrainingConfig):
         _check_together(vars(self))
 
 
-# %% ../../nbs/runs/25_specs.ipynb #1b65ae67
+# %% ../../nbs/runs/25_specs.ipynb #e3882e2f
+def _truth(value):
+    return {'true': True, 'false': False}[str(value).lower()]
+
+
+def _number(kind, value):
+    number = kind(value)
+    if isinstance(value, bool) or kind is int and isinstance(value, float) and number != value:
+        raise ValueError
+    return number
+
+
+# %% ../../nbs/runs/25_specs.ipynb #676e61b8
 def _convert(name, kind, value):  # kind: the type of the field
     if type(None) in typing.get_args(kind):
         if value in (None, '', 'None', 'none'):
@@ -163,18 +176,7 @@ def _convert(name, kind, value):  # kind: the type of the field
         raise UsageError(f'{name}={value}: should be {expected}') from None
 
 
-def _truth(value):
-    return {'true': True, 'false': False}[str(value).lower()]
-
-
-def _number(kind, value):
-    number = kind(value)
-    if isinstance(value, bool) or kind is int and isinstance(value, float) and number != value:
-        raise ValueError
-    return number
-
-
-# %% ../../nbs/runs/25_specs.ipynb #9b4d2404
+# %% ../../nbs/runs/25_specs.ipynb #0e70e0da
 def make_spec(
     settings: dict[str, object],  # Field -> value, as text or as its own type
 ) -> RunSpec:
@@ -188,7 +190,7 @@ def make_spec(
     return RunSpec(**{name: _convert(name, kinds[name], value) for name, value in settings.items()})
 
 
-# %% ../../nbs/runs/25_specs.ipynb #23eaa6ee
+# %% ../../nbs/runs/25_specs.ipynb #53ff4541
 @dataclass(frozen=True)
 class RunData:
     "A task, and its teacher's answers where a run needs them."
@@ -213,7 +215,7 @@ class Prepared(RunData):
         return self.folders.runs / self.key
 
 
-# %% ../../nbs/runs/25_specs.ipynb #db0dc562
+# %% ../../nbs/runs/25_specs.ipynb #092832be
 def _splits_to_read(spec, task):  # whose rows the teacher explains
     if spec.method == 'rationale_as_input':
         return ('train', 'validation', 'test')
@@ -225,6 +227,7 @@ def _splits_to_read(spec, task):  # whose rows the teacher explains
     )
 
 
+# %% ../../nbs/runs/25_specs.ipynb #93fac6e0
 def _read(spec, task):
     if spec.rationales == 'human':
         return human_rationales(task, 'train')
@@ -236,7 +239,7 @@ def _read(spec, task):
     return readings
 
 
-# %% ../../nbs/runs/25_specs.ipynb #631e21f3
+# %% ../../nbs/runs/25_specs.ipynb #50057544
 def _unlabeled_rows(name, folder):  # of a task: all its rows, with the teacher's labels and rationales
     task = load_task(name, folder)
     examples = []
@@ -247,7 +250,7 @@ def _unlabeled_rows(name, folder):  # of a task: all its rows, with the teacher'
     return tuple(examples)
 
 
-# %% ../../nbs/runs/25_specs.ipynb #b32921ea
+# %% ../../nbs/runs/25_specs.ipynb #90eb396e
 DATA_SETTINGS = (
     'task',
     'stand_in',
@@ -280,7 +283,7 @@ def _load(spec, folder):
     return RunData(task, readings, hashes, extra)
 
 
-# %% ../../nbs/runs/25_specs.ipynb #b960682b
+# %% ../../nbs/runs/25_specs.ipynb #3e0e078b
 def train_size(spec: RunSpec, task: Task) -> int:
     "The number of training examples a spec asks for, added rows not counted."
     n = len(task['train'])
@@ -293,7 +296,7 @@ def train_size(spec: RunSpec, task: Task) -> int:
     return spec.n_train
 
 
-# %% ../../nbs/runs/25_specs.ipynb #0cb9bb64
+# %% ../../nbs/runs/25_specs.ipynb #bd55708d
 FEW_LABELS = (*EMBEDDED, 'esnli', 'anli1')  # Tasks whose teacher gives no other labels than people do
 
 
@@ -304,7 +307,7 @@ def recipe(spec: RunSpec) -> int:
     return number if recorded else number + 3
 
 
-# %% ../../nbs/runs/25_specs.ipynb #697a892c
+# %% ../../nbs/runs/25_specs.ipynb #a32c6c59
 ADDED = dict(  # Settings added later, with the only value before
     teacher='',
     keep='all',
@@ -327,7 +330,7 @@ def key_of(
     return hash_json(dict(spec=settings, data=hashes, student=student_hash(spec.student), recipe=recipe(spec)))
 
 
-# %% ../../nbs/runs/25_specs.ipynb #cb77aca8
+# %% ../../nbs/runs/25_specs.ipynb #a628ec57
 def prepare(
     spec: RunSpec,
     folders: Folders | str | Path | None = None,  # As of `records.find_folders`
@@ -339,6 +342,7 @@ def prepare(
     return Prepared(**vars(data), spec=spec, key=key_of(spec, data.task.name, data.hashes), folders=folders)
 
 
+# %% ../../nbs/runs/25_specs.ipynb #ae917b3d
 def run_key(
     spec: RunSpec,
     folders: Folders | str | Path | None = None,  # As of `records.find_folders`
@@ -347,7 +351,7 @@ def run_key(
     return prepare(spec, folders).key
 
 
-# %% ../../nbs/runs/25_specs.ipynb #9d13e912
+# %% ../../nbs/runs/25_specs.ipynb #016ffc8d
 def _to_learn(row, readings, label_source, keep, answer):  # an example, or None
     reading = readings.get(row['id'], Reading(reason='not asked'))
     agrees = reading.ok and is_correct(reading.label, row['label'], answer)
@@ -357,7 +361,7 @@ def _to_learn(row, readings, label_source, keep, answer):  # an example, or None
     return Example(row['id'], row['input'], row['label'], reading.rationale if usable else None)
 
 
-# %% ../../nbs/runs/25_specs.ipynb #9f42cd8b
+# %% ../../nbs/runs/25_specs.ipynb #9b4dab68
 def _added(data, n):  # n: how many rows of the training split are used
     spec = data.spec
     if not spec.extra:
@@ -372,7 +376,7 @@ def _added(data, n):  # n: how many rows of the training split are used
     return [_to_learn(row, data.readings, 'teacher', 'all', data.task.answer) for row in rows]
 
 
-# %% ../../nbs/runs/25_specs.ipynb #a8d852a6
+# %% ../../nbs/runs/25_specs.ipynb #8c59c88e
 def _shuffle_rationales(examples, seed):
     having = [i for i, e in enumerate(examples) if e.rationale]
     moved = random.Random(f'shuffled rationales {seed}').sample(having, len(having))
@@ -380,6 +384,7 @@ def _shuffle_rationales(examples, seed):
     return [replace(e, rationale=texts.get(i)) for i, e in enumerate(examples)]
 
 
+# %% ../../nbs/runs/25_specs.ipynb #f9695b2a
 def _random_rationales(examples, seed):
     words = [w for e in examples if e.rationale for w in e.rationale.split()]
     random.Random(f'random rationales {seed}').shuffle(words)
@@ -391,7 +396,7 @@ def _random_rationales(examples, seed):
     return [replace(e, rationale=deal(e.rationale)) for e in examples]
 
 
-# %% ../../nbs/runs/25_specs.ipynb #0ed6a1af
+# %% ../../nbs/runs/25_specs.ipynb #6bea7b43
 def training_examples(
     data: Prepared,
 ) -> list[Example]:
@@ -404,7 +409,7 @@ def training_examples(
     return change(examples, spec.subset_seed) if change else examples
 
 
-# %% ../../nbs/runs/25_specs.ipynb #c72fb78b
+# %% ../../nbs/runs/25_specs.ipynb #7eb1c556
 MAY_DIFFER = (
     'seed',
     'subset_seed',
