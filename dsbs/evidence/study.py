@@ -19,13 +19,13 @@ __all__ = [
     'maps_figure',
     'headline_figure',
     'learning_figure',
-    'cost_figure',
     'Judged',
     'Study',
     'described',
     'data_table',
     'teacher_table',
     'answer_times',
+    'cost_figure',
 ]
 
 # %% ../../nbs/evidence/39_study.ipynb #6a366deb
@@ -273,6 +273,7 @@ def maps_figure(drawn: Drawn, curves: Sequence[str]) -> plt.Figure:
     return fig
 
 
+# %% ../../nbs/evidence/39_study.ipynb #03e551f1
 def headline_figure(least: pd.DataFrame) -> plt.Figure:
     "What each method needs: examples, and parameters."
     fig, axes = plt.subplots(1, 2, figsize=(6.2, 1.9), layout='constrained')
@@ -290,13 +291,6 @@ def learning_figure(drawn: Drawn) -> plt.Figure:
     for ax, panel in zip(axes[0], panels, strict=True):
         learning_curves(ax, drawn.found.get(panel, {}), drawn.beside.get(panel, Beside()))
     shared_legend(fig, axes[0])
-    return fig
-
-
-def cost_figure(costs: pd.DataFrame) -> plt.Figure:
-    "The time of an answer."
-    fig, ax = plt.subplots(figsize=(4.6, 2.8), layout='constrained')
-    cost_lines(ax, costs)
     return fig
 
 
@@ -393,6 +387,7 @@ def data_table(
     return table[['dataset', 'preset', 'split', 'n', 'labels', 'input_words']]
 
 
+# %% ../../nbs/evidence/39_study.ipynb #4fc40817
 def teacher_table(
     data: pd.DataFrame,  # From `described`
 ) -> pd.DataFrame:
@@ -426,3 +421,11 @@ def answer_times(
     if study.preset != 'recorded':
         write_jsonl(study.out / 'prediction_cost.jsonl', rows)
     return pd.DataFrame(rows, columns=COSTS)
+
+
+# %% ../../nbs/evidence/39_study.ipynb #1387f868
+def cost_figure(costs: pd.DataFrame) -> plt.Figure:
+    "The time of an answer."
+    fig, ax = plt.subplots(figsize=(4.6, 2.8), layout='constrained')
+    cost_lines(ax, costs)
+    return fig
