@@ -78,7 +78,7 @@ from pathlib import Path
 
 from ..data.embedded import EMBEDDED
 from ..data.paper import PAPER
-from ..records import Folders, canonical_json, find_folders, one_of, thinned, write_jsonl
+from ..records import Folders, UsageError, canonical_json, find_folders, one_of, thinned, write_jsonl
 from ..runs.experiments import find_published, read_results, run_all
 from ..runs.specs import ADDED, RunSpec, make_spec, run_key
 

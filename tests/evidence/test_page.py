@@ -1,25 +1,37 @@
 "The report page: its numbers are those of the records, and no text or gap among them breaks it."
 
-import base64, hashlib, json, math, random, re, shutil, statistics, subprocess, sys, threading
+import base64
+import hashlib
+import json
+import math
+import random
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import threading
 from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from xml.etree import ElementTree
 
-import nbformat, pandas as pd, pytest
+import nbformat
+import pandas as pd
+import pytest
 from matplotlib import pyplot as plt
 from nbconvert import HTMLExporter
 from nbconvert.filters import markdown2html
 
 from dsbs.evidence import page as module
-from dsbs.teacher.extraction import Reading
 from dsbs.evidence.grids import FIGURES, grid, specs_of
 from dsbs.evidence.page import page_html, write_page
 from dsbs.evidence.page_style import without_controls
 from dsbs.evidence.plotting import THEME, Beside, accuracy_curves
 from dsbs.evidence.reporting import run_notebook
 from dsbs.runs.saved import model_card
+from dsbs.teacher.extraction import Reading
 
 ROOT = Path(__file__).resolve().parents[2]
 HOSTILE = [

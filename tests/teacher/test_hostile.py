@@ -1,22 +1,25 @@
 "Names, weights and code of others: nothing leaves its folder, nothing is run."
 
-import itertools, json, os, pickle, shutil
+import itertools
+import json
+import os
+import pickle
+import shutil
 from pathlib import Path
 
 import pytest
 
-from dsbs.teacher.sets import ExtractSettings, extract, read_set
-from dsbs.records import UsageError, file_name
-from dsbs.hub import hub_name
-from dsbs.method.settings import check_student, student_hash
-from dsbs.runs.specs import RunSpec, run_key
-from dsbs.method.student import make_student
 from dsbs.data.own import read_task_file
 from dsbs.data.tasks import TASKS, load_task
-from dsbs.hub import check_model
-from dsbs.teacher.recorded import SimulatedTeacher
+from dsbs.hub import check_model, hub_name
+from dsbs.method.settings import check_student, student_hash
+from dsbs.method.student import make_student
+from dsbs.records import UsageError, file_name
+from dsbs.runs.specs import RunSpec, run_key
 from dsbs.teacher.questions import Answer, AnswerStore
+from dsbs.teacher.recorded import SimulatedTeacher
 from dsbs.teacher.servers import LocalModel
+from dsbs.teacher.sets import ExtractSettings, extract, read_set
 
 NAMES = [
     '../x',
@@ -308,7 +311,8 @@ def test_beside_safetensors_pickled_weights_are_not_touched(model):
 
 @pytest.mark.parametrize('name', ['pickled weights', 'own configuration', 'own tokenizer', 'own generation'])
 def test_nothing_in_the_hubs_cache_is_run_either(name, model, tmp_path, monkeypatch):
-    import huggingface_hub.constants, huggingface_hub.file_download
+    import huggingface_hub.constants
+    import huggingface_hub.file_download
 
     UNFIT[name][0](model)
     at = tmp_path / 'cache' / 'models--google--t5-v1_1-base'

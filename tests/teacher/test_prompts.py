@@ -4,15 +4,16 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from dsbs.teacher.extraction import read_completion
-from dsbs.teacher.formats import FORMATS, answer_format, write_answer
-from dsbs.teacher.prompts import load_prompt
-from dsbs.records import UsageError
 from dsbs.data.embedded import EMBEDDED, embedded_task
 from dsbs.data.paper import PAPER, load_rows
 from dsbs.data.tasks import TASKS
+from dsbs.records import UsageError
+from dsbs.teacher.extraction import read_completion
+from dsbs.teacher.formats import FORMATS, answer_format, write_answer
+from dsbs.teacher.prompts import load_prompt
 
 
 def plain(text):

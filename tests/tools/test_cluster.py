@@ -1,15 +1,27 @@
 "Runs as jobs of Snakemake: what is written, and that the same folders come out, on this machine and on a Slurm of one node."
 
-import json, os, re, secrets, shlex, shutil, signal, socket, subprocess, sys, tempfile, time
+import json
+import os
+import re
+import secrets
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
 from pathlib import Path
 
-import pytest, yaml
+import pytest
+import yaml
 
-from dsbs.tools.cluster import PROFILES, Workflow, emit_snakemake, run_settings, runs_table, snakefile
 from dsbs.evidence.grids import grid, specs_of
 from dsbs.evidence.reporting import Reproduction
 from dsbs.records import Folders, find_folders
 from dsbs.runs.specs import RunSpec, make_spec, run_key
+from dsbs.tools.cluster import PROFILES, Workflow, emit_snakemake, run_settings, runs_table, snakefile
 
 ROOT = Path(__file__).resolve().parents[2]
 FIGURE = 'rationale_weight'  # two runs at preset smoke
