@@ -261,7 +261,10 @@ def through(stack: Stack, block, *inputs):
     "What a block makes of its inputs."
     if not (stack.gradient_checkpointing and stack.training and torch.is_grad_enabled()):
         return block(*inputs)
-    again = lambda: (contextlib.nullcontext(), Redrawn(stack.random))
+
+    def again():
+        return (contextlib.nullcontext(), Redrawn(stack.random))
+
     return checkpoint(block, *inputs, use_reentrant=False, context_fn=again)
 
 

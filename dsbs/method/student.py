@@ -62,7 +62,7 @@ def scratch_config(
     dropout: float = 0.1,
     init_factor: float = 1.0,  # Scales the random weights; below 1, what is learned soon outweighs what was drawn
 ) -> T5Config:
-    "T5 v1.1's architecture from random weights; outputs are scaled, as T5 does when input and output embeddings are shared."
+    "T5 v1.1's architecture from random weights; outputs are scaled, as where input and output embeddings are shared."
     width, layers = SCRATCH[one_of('student', name, SCRATCH)]
     heads = 4 if width <= 128 else 8
     return T5Config(
@@ -140,8 +140,8 @@ def check_kind(
     act = own or str(config.get('feed_forward_proj', 'relu')).removeprefix('gated-')
     if act not in ACT2FN:
         raise UsageError(
-            f"{what}: its config.json names {act!r} as the feed-forward part's activation, which is none that is known: "
-            "T5's feed_forward_proj is 'relu' or 'gated-gelu'"
+            f"{what}: its config.json names {act!r} as the feed-forward part's activation, which is none that is "
+            "known: T5's feed_forward_proj is 'relu' or 'gated-gelu'"
         )
     if config.get('quantization_config'):
         raise UsageError(

@@ -216,7 +216,10 @@ def load_checkpoint(
         print(f'dsbs: {said}', file=sys.stderr, flush=True)
     if not place:
         return None
-    read = lambda p: load_file(p) if p.suffix == '.safetensors' else json.loads(p.read_text(encoding='utf-8'))
+
+    def read(p):
+        return load_file(p) if p.suffix == '.safetensors' else json.loads(p.read_text(encoding='utf-8'))
+
     return Checkpoint(about['step'], {Path(name).stem: read(place / name) for name in about['files']}, place)
 
 

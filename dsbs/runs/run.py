@@ -220,8 +220,8 @@ def check_starts(spec: RunSpec, tokenizer):
     unknown = tokenizer.unk_token_id
     if spec.task_prefix == 'decoder' and unknown != RATIONALE_START:
         raise UsageError(
-            f'student {spec.student!r}: task_prefix=decoder starts a rationale at token {RATIONALE_START}, which should '
-            f'be the unknown piece, and its tokenizer has that at {unknown}: use task_prefix=encoder'
+            f'student {spec.student!r}: task_prefix=decoder starts a rationale at token {RATIONALE_START}, which '
+            f'should be the unknown piece, and its tokenizer has that at {unknown}: use task_prefix=encoder'
         )
     if spec.task_prefix == 'encoder' and tokenizer(label).input_ids == tokenizer(rationale).input_ids:
         raise UsageError(
@@ -415,7 +415,10 @@ def likeliest_accuracy(
     spec, task = run.spec, run.data.task
     if not task.label_set or spec.method == 'single_task':
         return None
-    choose = lambda batches: likeliest_labels(run.ask(), run.tokenizer, batches, task.label_set, dtype=spec.dtype)
+
+    def choose(batches):
+        return likeliest_labels(run.ask(), run.tokenizer, batches, task.label_set, dtype=spec.dtype)
+
     return accuracy(run, 'test', ask_all(run, 'test', choose))
 
 
@@ -568,7 +571,9 @@ def train_together(runs: Sequence[Run], saved: dict, progress, finished, stop, s
     spec = runs[0].spec
 
     def trainee(run):
-        validate = lambda: accuracy(run, 'validation', answers(run, 'validation'))
+        def validate():
+            return accuracy(run, 'validation', answers(run, 'validation'))
+
         return Trainee(run.learned, validate, run.spec.seed, progress, partial(finished, run), run.data.key)
 
     folders = {run.data.key: run.checkpoints for run in runs if run.checkpoints}

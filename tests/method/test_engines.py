@@ -1,4 +1,5 @@
-"Two engines, one loss: equal to the library and to each other; and a student of any family, trained, saved and asked with plain transformers."
+"""Two engines, one loss: equal to the library and to each other; and a student of any family, trained, saved and
+asked with plain transformers."""
 
 import json
 from dataclasses import replace

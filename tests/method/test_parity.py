@@ -1,4 +1,4 @@
-"Parity with the authors' code: what it gave, run unchanged, against what ours gives with its prefixes and its form of the loss."
+"Parity with the authors' code, run unchanged: its losses, and ours with its prefixes and its form of the loss."
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"The loss of a large vocabulary, summed over pieces of the positions: the same loss and gradient, and fewer logits at a time."
+"The loss of a large vocabulary, summed over pieces of the positions: the same, with fewer logits at a time."
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"The student's arithmetic: T5 of both forms against committed logits, and updates that do not depend on how a batch is cut."
+"The student's arithmetic: T5 of both forms against committed logits, and updates however a batch is cut."
 
 import json
 import math
@@ -134,7 +134,7 @@ def test_the_forms_differ():
 
 
 def examples(shared):
-    "Eight of uneven lengths, some without a rationale; `shared`: both views read the same, as with the prefix at the decoder."
+    "Eight of uneven lengths, some without a rationale; `shared`: both views read the same."
     word = lambda *place: 3 + sum((7, 13, 29)[k] * p for k, p in enumerate(place)) % 36
     made = []
     for i in range(8):

@@ -88,7 +88,8 @@ def train(
     weight=1.0,
     accuracy=None,
 ):
-    "Train students, each with a checkpoint in `folder` after each update, gone on from where there is one; the accuracy is a function of the weights."
+    """Train students, each with a checkpoint in `folder` after each update, resumed from where there is one;
+    the accuracy is a function of the weights."""
     students, trainees, lasts, updates = [], [], {}, itertools.count(1)
     keeper = DiskKeeper({}, {}, save_every)
     for seed in seeds:

@@ -194,7 +194,8 @@ UNFIT = {  # what is spoilt: how, and what the line says
     'a broken sentencepiece file': (moved, 'its tokenizer cannot be read'),
     'pieces added': (
         lambda f: (made := small_tokenizer(), made.add_tokens(['<low>', '<high>']), made.save_pretrained(f)),
-        f'has {len(small_tokenizer()) + 2} pieces (the last is {len(small_tokenizer()) + 1}), and its embeddings are {len(small_tokenizer())}',
+        f'has {len(small_tokenizer()) + 2} pieces (the last is {len(small_tokenizer()) + 1}), '
+        f'and its embeddings are {len(small_tokenizer())}',
     ),
     'padding elsewhere': (
         lambda f: (tokenizer(first=('</s>', '<pad>'))(f), change(f / 'config.json', pad_token_id=1, eos_token_id=0)),
