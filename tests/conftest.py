@@ -37,7 +37,8 @@ def recorded():
 
 @pytest.fixture(scope='session')
 def published(tmp_path_factory):
-    "A folder with README.md and reports/ as they are published: what lies here, unless `make reproduce` or a reader has made results or figures anew, and then what is committed."
+    """A folder with README.md and reports/ as they are published: what lies here, unless `make reproduce` or a reader
+    has made results or figures anew, and then what is committed."""
     git = lambda *args: subprocess.run(['git', '-C', ROOT, *args], capture_output=True)
     if (
         git('diff', '--quiet', 'HEAD', '--', 'reports/results', 'reports/figures', 'reports/datasets.jsonl').returncode

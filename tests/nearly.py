@@ -6,7 +6,8 @@ COUNTED = ('parameters', 'tokens', 'steps')
 
 
 def nearly_the_same(a, b):
-    "Whether two records say the same, but for the last digits of losses and what may follow from them; of runs of some ten updates."
+    """Whether two records say the same, but for the last digits of losses and what may follow from them; of runs of
+    some ten updates."""
     assert a['metrics']['steps'] <= EARLY, 'more updates than the promise is for'
     for name in ('key', 'spec', 'data', 'teacher', 'teacher_quality', 'stand_in'):
         assert a[name] == b[name], name

@@ -1,4 +1,5 @@
-"A tiny T5 with random weights whose tokenizer, like T5's own, normalises by NFKC and has no { } < ~ ^ and few letters of other scripts."
+"""A tiny T5 with random weights whose tokenizer, like T5's own, normalises by NFKC and has no { } < ~ ^ and few
+letters of other scripts."""
 
 import json
 from pathlib import Path
@@ -8,7 +9,9 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
-WORDS = 'my card was charged twice for order the parcel low high income label rationale So answer is because it of says'.split()
+WORDS = (
+    'my card was charged twice for order the parcel low high income label rationale So answer is because it of says'
+).split()
 CHARACTERS = 'abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZéüäöß0123456789.,;:!?()[]+-*/%&#@\'"$=>'
 
 

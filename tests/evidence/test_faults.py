@@ -14,7 +14,10 @@ PARAMETERS = '\n'.join(
     f'{name} = {default!r}'
     for name, default in dict(preset='recorded', workers=0, data_dir='', reports='', stage='').items()
 )
-DRAW = 'from pathlib import Path\nfigure = Path(stage)/"figures"/"fig4_data_size_human_x.svg"; figure.parent.mkdir(parents=True); figure.write_text("<svg>half</svg>")'
+DRAW = """from pathlib import Path
+figure = Path(stage)/"figures"/"fig4_data_size_human_x.svg"
+figure.parent.mkdir(parents=True)
+figure.write_text("<svg>half</svg>")"""
 BAD = {
     'kernel killed': ('import os, signal; os.kill(os.getpid(), signal.SIGKILL)', 'died'),
     'sys.exit(0)': ('import sys; sys.exit(0)', 'SystemExit'),
@@ -104,7 +107,14 @@ def no_kernel(monkeypatch):
     )
 
 
-TYPED = 'name: str = "x"  # a name\nsize: int = 1\nrate: float = .5\nfast: bool = False\nseeds: list = []\nsettings: dict = {}\nplain = 3\nwords = "a"'
+TYPED = """name: str = "x"  # a name
+size: int = 1
+rate: float = .5
+fast: bool = False
+seeds: list = []
+settings: dict = {}
+plain = 3
+words = "a\""""
 
 
 @pytest.mark.parametrize(
@@ -217,10 +227,13 @@ def test_what_is_no_secret_is_taken(given, tmp_path):
     'name', ['t', 'a-long-name-for-a-temporary-folder-' * 3], ids=['a short temporary folder', 'a long one']
 )
 def test_a_kernel_listens_at_no_port(tmp_path, monkeypatch, capfd, name):
-    "A port that was free when it was chosen may be taken when the kernel comes to it; and nothing of the kernel's own is on stderr."
+    """A port that was free when it was chosen may be taken when the kernel comes to it; and nothing of the kernel's
+    own is on stderr."""
     (tmp_path / name).mkdir()
     monkeypatch.setattr('tempfile.tempdir', str(tmp_path / name))
-    ask = "from ipykernel import get_connection_info; info = get_connection_info(unpack=True); print(info['transport'], len(info['ip']))"
+    ask = """from ipykernel import get_connection_info
+info = get_connection_info(unpack=True)
+print(info['transport'], len(info['ip']))"""
     out = run_notebook(notebook(tmp_path / 'example.ipynb', TYPED, ask), tmp_path / 'out.ipynb', {})
     said = [o.text.split() for cell in nbformat.read(out, 4).cells for o in cell.get('outputs', [])]
     assert (

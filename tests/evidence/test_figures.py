@@ -78,7 +78,8 @@ def test_without_any_record_a_figure_says_so(tmp_path):
 
 
 def test_a_reader_changes_a_figure(tmp_path):
-    "Other seeds than the published ones: those that were made are drawn, the missing ones are counted, and the published figure stays."
+    """Other seeds than the published ones: those that were made are drawn, the missing ones are counted, and the
+    published figure stays."""
     if not (RESULTS / 'quick.jsonl').is_file():
         pytest.skip('nothing is published yet')
     shutil.copytree(RESULTS, tmp_path / 'reports' / 'results')
@@ -134,7 +135,8 @@ def test_what_is_as_it_should_be_is_not_made_again(dsbs, tmp_path):
 
 @pytest.mark.slow
 def test_every_figure_made_twice_is_the_same_bytes(tmp_path, published):
-    "Figures, executed notebooks and the page, from the published records, in two processes whose hashes differ; nothing is taken from the first."
+    """Figures, executed notebooks and the page, from the published records, in two processes whose hashes differ;
+    nothing is taken from the first."""
     if not RESULTS.is_dir():
         pytest.skip('nothing is published yet')
     made = []
@@ -166,7 +168,8 @@ def test_every_figure_made_twice_is_the_same_bytes(tmp_path, published):
 
 
 def test_reading_and_drawing_do_not_load_torch():
-    code = 'import sys, dsbs.evidence.claims, dsbs.evidence.grids, dsbs.evidence.study; assert not {"torch", "transformers", "datasets"} & set(sys.modules)'
+    code = """import sys, dsbs.evidence.claims, dsbs.evidence.grids, dsbs.evidence.study
+assert not {"torch", "transformers", "datasets"} & set(sys.modules)"""
     subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=True)
 
 

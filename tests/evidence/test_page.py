@@ -382,7 +382,8 @@ def test_one_file_that_asks_for_nothing(small):
     (small / 'figures').mkdir()
     for end in 'ab':
         (small / 'figures' / f'fig4_data_size_human_{end}.svg').write_text(
-            '<svg xmlns="http://www.w3.org/2000/svg" width="331.2pt" viewBox="0 0 9 9"><text font-family="\'DejaVu Sans\'">x</text></svg>'
+            '<svg xmlns="http://www.w3.org/2000/svg" width="331.2pt" viewBox="0 0 9 9">'
+            '<text font-family="\'DejaVu Sans\'">x</text></svg>'
         )
     text = page_html(small, CLAIMS)
     no_requests(text)
@@ -422,7 +423,8 @@ def test_structure(small):
 
 
 def test_reading_the_page_module_loads_no_torch():
-    code = "import sys, dsbs.evidence.page; sys.exit(' '.join({'torch', 'transformers', 'datasets'} & set(sys.modules)) or None)"
+    code = """import sys, dsbs.evidence.page
+sys.exit(' '.join({'torch', 'transformers', 'datasets'} & set(sys.modules)) or None)"""
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
 
@@ -435,15 +437,21 @@ for (const name of ['error', 'warn']) console[name] = (...texts) => said.push(`$
 for (const name of ['alert', 'confirm', 'prompt']) window[name] = text => said.push(`${name}: ${text}`)
 addEventListener('load', () => setTimeout(() => {
   const shown = () => [...document.querySelectorAll('#browser article')].filter(card => card.offsetParent)
-  const first = shown()[0]?.textContent, next = [...document.querySelectorAll('.controls button')].find(b => b.textContent == 'Next')
+  const first = shown()[0]?.textContent
+  const next = [...document.querySelectorAll('.controls button')].find(b => b.textContent == 'Next')
   told.articles = shown().length
   next?.click()
   told.moved = shown().length == 1 && shown()[0].textContent != first
   const [task, seed] = document.querySelectorAll('.controls select')
-  if (seed) { seed.value = 1; seed.onchange(); told.rows = shown()[0].querySelectorAll('tbody tr:not([hidden])').length; seed.value = 0; seed.onchange() }
+  if (seed) {
+    seed.value = 1; seed.onchange()
+    told.rows = shown()[0].querySelectorAll('tbody tr:not([hidden])').length
+    seed.value = 0; seed.onchange()
+  }
   document.querySelectorAll('details').forEach(fold => { fold.open = true })
   told.width = innerWidth; told.scroll = document.documentElement.scrollWidth
-  told.requests = performance.getEntriesByType('resource').filter(e => !e.name.startsWith('data:')).map(e => e.name).join(' ')
+  const asked = performance.getEntriesByType('resource').filter(e => !e.name.startsWith('data:'))
+  told.requests = asked.map(e => e.name).join(' ')
   told.broken = [...document.images].filter(i => !i.naturalWidth).length
   told.ground = getComputedStyle(document.body).backgroundColor
   parent.postMessage({...told, said}, '*')
@@ -532,7 +540,8 @@ def test_an_empty_page_in_a_browser(tmp_path, look):
     fine(look(page_html(tmp_path / 'reports', []), 390), 390)
 
 
-# Script payloads through every path on which a text is shown. Each would call alert, which is watched, and ask a server, which counts.
+# Script payloads through every path on which a text is shown. Each would call alert, which is watched, and ask a
+# server, which counts.
 
 
 def payloads(url):
@@ -678,7 +687,9 @@ class Model:
     def _repr_javascript_(self): return 'alert(99)'
 display(pd.DataFrame(dict(text=texts), index=texts).rename_axis(texts[0]), pd.DataFrame([texts], columns=texts), texts)
 for t in texts:
-    print(t); display(Model(t), HTML(t), Markdown(t), Latex(t), Javascript(f'alert("{len(t)}")'), {'text/plain':t, 'application/vnd.custom+json':dict(html=t)})
+    print(t)
+    display(Model(t), HTML(t), Markdown(t), Latex(t), Javascript(f'alert("{len(t)}")'))
+    display({'text/plain':t, 'application/vnd.custom+json':dict(html=t)})
 display({'text/plain':'x', 'text/html':texts[0], 'application/json':dict(x=texts)}, raw=True)
 pd.DataFrame(dict(text=texts)).style"""
 

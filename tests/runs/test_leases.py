@@ -11,7 +11,6 @@ import time
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from waiting import HANGS, wait_for
@@ -43,8 +42,10 @@ def note(folder, what, key):
 
 
 def notes(folder, what=None):
-    lines = [json.loads(l) for l in (folder / 'log').read_text().splitlines()] if (folder / 'log').exists() else []
-    return [l for l in lines if what in (None, l['what'])]
+    lines = (
+        [json.loads(line) for line in (folder / 'log').read_text().splitlines()] if (folder / 'log').exists() else []
+    )
+    return [line for line in lines if what in (None, line['what'])]
 
 
 def stand_in(folder, seconds=(0.02, 0.05), heeds=True):
@@ -109,7 +110,9 @@ def kill_all(process, number=signal.SIGKILL):
 
 def under_way(folder, process):
     "Keys of runs that a launcher's workers have begun and not ended."
-    own = {what: [l['key'] for l in notes(folder, what) if l['group'] == process.pid] for what in ('start', 'end')}
+    own = {
+        what: [line['key'] for line in notes(folder, what) if line['group'] == process.pid] for what in ('start', 'end')
+    }
     return set(own['start']) - set(own['end'])
 
 
@@ -128,7 +131,9 @@ def one_round(folder, rng):
     assert not list(folder.glob('*/lease.*')) and not list(folder.glob('*/error.txt'))
     taken_over = 0
     for s in GRID:
-        ends, starts = ([l for l in notes(folder, what) if l['key'] == run_key(s)] for what in ('end', 'start'))
+        ends, starts = (
+            [line for line in notes(folder, what) if line['key'] == run_key(s)] for what in ('end', 'start')
+        )
         assert len(ends) <= 1 and 1 <= len(starts) <= 2, 'trained twice'
         if len(starts) == 2:
             assert (starts[0]['group'], starts[1]['group']) == (killed.pid, other.pid) and not any(
@@ -141,7 +146,8 @@ def one_round(folder, rng):
 @needs_proc
 @pytest.mark.parametrize('rounds', [8, pytest.param(50, marks=pytest.mark.slow)])
 def test_two_launchers_one_of_them_killed(tmp_path, quick, rounds):
-    "No run is trained twice to the end, none is lost, and a dead launcher's runs are taken over: here, where its processes can be asked for, before its leases are stale."
+    """No run is trained twice to the end, none is lost, and a dead launcher's runs are taken over: here, where its
+    processes can be asked for, before its leases are stale."""
     quick.setattr(leases, 'STALE', 10 * HANGS)
     rng, taken_over = random.Random(rounds), 0
     for i in range(rounds):
@@ -161,12 +167,16 @@ def test_a_launcher_of_another_machine_dies(tmp_path, quick):
     wait_for(lambda: under_way(tmp_path, far))
     kill_all(far)
     far.join()
-    begun = {l['key'] for l in notes(tmp_path, 'start')}
+    begun = {line['key'] for line in notes(tmp_path, 'start')}
     beats = {key: max(p.stat().st_mtime for p in (tmp_path / key).glob('lease.*.json')) for key in begun}
     quick.setattr(experiments, '_train', stand_in(tmp_path))
     assert outcome(launcher(tmp_path), tmp_path) == ''
     assert {p.parent.name for p in tmp_path.glob('*/record.json')} == {run_key(s) for s in GRID}
-    again = {l['key']: l['time'] for l in notes(tmp_path, 'start') if l['group'] != far.pid and l['key'] in begun}
+    again = {
+        line['key']: line['time']
+        for line in notes(tmp_path, 'start')
+        if line['group'] != far.pid and line['key'] in begun
+    }
     assert again.keys() == begun and all(again[key] >= beats[key] + stale - 0.1 for key in begun), (
         'taken over while it could have been alive'
     )
@@ -252,7 +262,7 @@ def test_a_suspended_holder_learns_that_its_run_was_taken_over(tmp_path, quick):
     placed = path.stat().st_mtime_ns
     kill_all(asleep, signal.SIGCONT)
     assert outcome(asleep, tmp_path) == '' and record['by'] == os.getpid() and path.stat().st_mtime_ns == placed
-    assert [l['pid'] for l in notes(tmp_path, 'end')] == [os.getpid()] and len(notes(tmp_path, 'start')) == 2
+    assert [line['pid'] for line in notes(tmp_path, 'end')] == [os.getpid()] and len(notes(tmp_path, 'start')) == 2
     assert [p.name for p in path.parent.iterdir()] == ['record.json']
 
 
@@ -289,19 +299,20 @@ def test_what_a_killed_maker_left_beside_its_record_is_removed(tmp_path, quick):
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
 def test_asked_to_end_it_drains(tmp_path, quick, number):
-    "To the whole group, as a terminal or a cluster sends it: what is under way ends early, nothing new begins, and the next call goes on."
+    """To the whole group, as a terminal or a cluster sends it: what is under way ends early, nothing new begins, and
+    the next call goes on."""
     quick.setattr(experiments, '_train', stand_in(tmp_path, (10 * HANGS, 10 * HANGS)))
     process = launcher(tmp_path)
-    wait_for(lambda: len({l['pid'] for l in notes(tmp_path, 'start')}) == 2)
+    wait_for(lambda: len({line['pid'] for line in notes(tmp_path, 'start')}) == 2)
     kill_all(process, number)
     said = outcome(process, tmp_path)
     assert said.startswith('Stopped: stopped: 0 of 9 runs are done') and 'were cut short' in said
     assert (
-        len({l['pid'] for l in notes(tmp_path, 'start')}) == 2
+        len({line['pid'] for line in notes(tmp_path, 'start')}) == 2
         and not list(tmp_path.glob('*/error.txt'))
         and run_status(find_folders(runs=tmp_path))['running'] == 0
     )
-    assert all(leases._started(l['pid']) is None for l in notes(tmp_path)), 'workers must end with their launcher'
+    assert all(leases._started(line['pid']) is None for line in notes(tmp_path)), 'workers must end with their launcher'
     quick.setattr(experiments, '_train', stand_in(tmp_path))
     assert len(run_all(GRID, find_folders(runs=tmp_path), workers=2)) == 9
 
@@ -317,7 +328,7 @@ def test_asked_twice_it_ends_at_once(tmp_path, quick):
 
     wait_for(lambda: time.sleep(0.3) or ask_again())
     assert outcome(process, tmp_path).startswith('KeyboardInterrupt')
-    assert all(leases._started(l['pid']) is None for l in notes(tmp_path)), 'workers must end with their launcher'
+    assert all(leases._started(line['pid']) is None for line in notes(tmp_path)), 'workers must end with their launcher'
 
 
 def test_one_run_drains_too(tmp_path, quick):
@@ -344,7 +355,8 @@ def test_a_failed_run_is_tried_again_only_when_asked(tmp_path, quick):
     for _ in range(2):
         with pytest.raises(
             RuntimeError,
-            match=f'1 of . runs failed; the others are kept.*ValueError: out of luck.*{bad.name}/error.txt.*--retry-failed',
+            match='1 of . runs failed; the others are kept.*ValueError: out of luck.*'
+            f'{bad.name}/error.txt.*--retry-failed',
         ):
             run_all(some, find_folders(runs=tmp_path), workers=1)
         assert tries.read_text() == 'x'
@@ -405,7 +417,7 @@ def test_status_tells_what_runs_where(tmp_path, quick, main):
         status['failed'],
         status['done'] + status['running'] + status['failed'] + status['pending'],
     ) == (0, len(notes(tmp_path, 'start')), 0, 9)
-    assert {p['pid'] for p in status['processes']} == {l['pid'] for l in notes(tmp_path, 'start')} and all(
+    assert {p['pid'] for p in status['processes']} == {line['pid'] for line in notes(tmp_path, 'start')} and all(
         p['host'] and p['since'] for p in status['processes']
     )
     assert f'process {status["processes"][0]["pid"]}' in main('status')[1]
@@ -435,7 +447,8 @@ run_all(grid, find_folders(runs=sys.argv[1]), workers=1)
 
 @pytest.mark.slow
 def test_two_real_launchers_one_of_them_killed(tmp_path):
-    "With real trainings: the survivor ends with all records, keeps those that were there, and they are what one process makes alone."
+    """With real trainings: the survivor ends with all records, keeps those that were there, and they are what one
+    process makes alone."""
     from making import record_of
 
     from dsbs.runs.verifying import same_numbers

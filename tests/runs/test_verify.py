@@ -1,4 +1,5 @@
-"`dsbs verify`: a record that was made as it says comes out equal; one that was changed, or made of other data, does not."
+"""`dsbs verify`: a record that was made as it says comes out equal; one that was changed, or made of other data, does
+not."""
 
 import copy
 import json
@@ -67,7 +68,8 @@ def test_the_prompt_of_a_teacher_is_named(tmp_path):
 
 @pytest.mark.parametrize('form', ['whole', 'published', 'before there was an isa'])
 def test_a_record_as_it_was_made_is_equal(form, record, main, tmp_path):
-    "From its file, whole or thinned, by its key; nothing is written into the runs folder, and the old record is not taken for the new one."
+    """From its file, whole or thinned, by its key; nothing is written into the runs folder, and the old record is not
+    taken for the new one."""
     if form == 'published':
         record = thinned(record)
     if form.startswith('before'):

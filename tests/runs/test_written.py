@@ -8,8 +8,7 @@ from small_t5 import own_task, rationale_set, small_t5, small_tokenizer
 from transformers import ByT5Tokenizer
 
 from dsbs.method.answering import unwritable
-from dsbs.method.student import cut_ids
-from dsbs.method.student import SPECIAL, as_text, special_pieces, train_tokenizer
+from dsbs.method.student import SPECIAL, as_text, cut_ids, special_pieces, train_tokenizer
 from dsbs.records import UsageError, find_folders
 from dsbs.runs import run as runs
 from dsbs.runs.specs import make_spec, prepare, recipe

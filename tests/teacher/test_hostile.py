@@ -1,6 +1,5 @@
 "Names, weights and code of others: nothing leaves its folder, nothing is run."
 
-import itertools
 import json
 import os
 import pickle
@@ -17,7 +16,6 @@ from dsbs.method.student import make_student
 from dsbs.records import UsageError, file_name
 from dsbs.runs.specs import RunSpec, run_key
 from dsbs.teacher.questions import Answer, AnswerStore
-from dsbs.teacher.recorded import SimulatedTeacher
 from dsbs.teacher.servers import LocalModel
 from dsbs.teacher.sets import ExtractSettings, extract, read_set
 

@@ -512,8 +512,8 @@ def test_a_task_folder_compares_in_one_form(tmp_path):
 
     toml = 'name = "cafe"\ninstruction = "Which?"\nanswer = "label"\nlabels = ["café", "bar"]\n'
     rows = [dict(input=f'Table {i}', label=unicodedata.normalize('NFD', 'café')) for i in range(20)]
-    for settings in (toml, unicodedata.normalize('NFD', toml)):
-        task = write(settings, rows)
+    for written in (toml, unicodedata.normalize('NFD', toml)):
+        task = write(written, rows)
         assert task.label_set == ('caf\u00e9', 'bar') and set(task['train']['label']) == {'caf\u00e9'}
     with pytest.raises(UsageError, match='one and the same'):
         write(toml.replace('"bar"', '"cafe\u0301"'), rows)

@@ -63,7 +63,9 @@ def mine(tmp_path):
             (self.folder / f'{split}.jsonl').write_text(lines(rows), encoding='utf-8')
 
         def rows(self, split='train'):
-            return [json.loads(l) for l in (self.folder / f'{split}.jsonl').read_text(encoding='utf-8').splitlines()]
+            return [
+                json.loads(line) for line in (self.folder / f'{split}.jsonl').read_text(encoding='utf-8').splitlines()
+            ]
 
         def change(self, change, split='train'):
             rows = self.rows(split)
@@ -80,7 +82,7 @@ def mine(tmp_path):
             return card, sorted(teacher.asked)
 
         def set_rows(self, split='train'):
-            return [json.loads(l) for l in (self.out / f'{split}.jsonl').read_text(encoding='utf-8').splitlines()]
+            return [json.loads(line) for line in (self.out / f'{split}.jsonl').read_text(encoding='utf-8').splitlines()]
 
         def forget(self):
             for p in tmp_path.glob('answers.sqlite*'):

@@ -201,7 +201,9 @@ def without_bfloat16(monkeypatch):
 def test_bfloat16_is_left_out_where_the_device_has_none(main, without_bfloat16):
     status, out, err = main('bench', 'train', *TINY, '--steps', '1', '--batch-size', '8', '--json')
     assert status == 0 and {r['dtype'] for r in json.loads(out)} == {'float32'}
-    assert [l for l in err.splitlines() if l.startswith('dsbs: bfloat16 is left out: ')] and '--dtype bfloat16' in err
+    assert [
+        line for line in err.splitlines() if line.startswith('dsbs: bfloat16 is left out: ')
+    ] and '--dtype bfloat16' in err
 
 
 def test_the_slowest_products_take_little_time(without_bfloat16, monkeypatch):

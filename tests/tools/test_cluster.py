@@ -1,4 +1,5 @@
-"Runs as jobs of Snakemake: what is written, and that the same folders come out, on this machine and on a Slurm of one node."
+"""Runs as jobs of Snakemake: what is written, and that the same folders come out, on this machine and on a Slurm of
+one node."""
 
 import json
 import os
@@ -64,7 +65,7 @@ def table(folder):
 
 def one_line(result, *words):
     status, out, err = result
-    assert status == 2 and not out and len([l for l in err.splitlines() if l.strip()]) == 1, result
+    assert status == 2 and not out and len([line for line in err.splitlines() if line.strip()]) == 1, result
     for word in words:
         assert word in err, err
 
@@ -270,13 +271,14 @@ def odd_jobs(project, monkeypatch):
         (project / 'said.jsonl').unlink(missing_ok=True)
         done = snakemake(project, *args, '--config', f'dsbs={say}')
         assert done.returncode == 0, done.stderr
-        return [json.loads(l) for l in (project / 'said.jsonl').read_text().splitlines()]
+        return [json.loads(line) for line in (project / 'said.jsonl').read_text().splitlines()]
 
     return odd, start
 
 
 def test_odd_names_reach_the_command_as_they_are(project, odd_jobs):
-    "Quotes, blanks, dollars and braces of a task's, a data or a reports folder: neither the shell nor Snakemake reads anything into them."
+    """Quotes, blanks, dollars and braces of a task's, a data or a reports folder: neither the shell nor Snakemake
+    reads anything into them."""
     odd, start = odd_jobs
     said = start()
     assert sorted(said[:2]) == [['run', f'task=/{odd}', f'student=scratch-32x{i}', '--data-dir', odd] for i in (1, 2)]

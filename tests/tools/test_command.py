@@ -18,7 +18,7 @@ TINY = ['student=scratch-32x1', 'max_steps=20', 'eval_every=10', 'learning_rate=
 
 def one_line(result, *words):
     status, out, err = result
-    lines = [l for l in err.splitlines() if l.strip()]
+    lines = [line for line in err.splitlines() if line.strip()]
     assert status == 2 and not out and len(lines) == 1, result
     for word in words:
         assert word in lines[0], lines[0]
@@ -81,7 +81,12 @@ def test_a_wrong_call_is_the_same_from_a_shell(dsbs):
 @pytest.mark.parametrize('call, words', [(['status'], '0 done'), (['--help'], 'reproduce')])
 def test_what_is_asked_often_loads_nothing_heavy(tmp_path, call, words):
     "It should answer at once: no library that takes a good part of a second to load."
-    code = f"import sys; from dsbs.tools.cli import main\ntry: status = main({call})\nexcept SystemExit as e: status = e.code\nheavy = {{'torch', 'transformers', 'datasets', 'numpy', 'pandas'}} & set(sys.modules); sys.exit(status or str(heavy or '') or 0)"
+    code = f"""import sys
+from dsbs.tools.cli import main
+try: status = main({call})
+except SystemExit as e: status = e.code
+heavy = {{'torch', 'transformers', 'datasets', 'numpy', 'pandas'}} & set(sys.modules)
+sys.exit(status or str(heavy or '') or 0)"""
     done = subprocess.run(
         [sys.executable, '-c', code],
         env=os.environ | {'DSBS_RUNS': str(tmp_path)},
