@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from making import record_of
-from small_t5 import own_task, small_t5, small_tokenizer
+from small_t5 import own_task, rationale_set, small_t5, small_tokenizer
 from tokenizers import processors
 from transformers import (
     AutoModelForSeq2SeqLM,
@@ -283,15 +283,15 @@ def test_the_stack_trains_a_t5_folder_and_no_other(tmp_path, main):
         found, out, err = main(*call, 'max_steps=2', 'eval_every=1', 'batch_size=8', '--json')
         assert found == status, err
     assert 'engine=stack trains a T5, and this is a bart: use engine=plain' in err
-    assert len(err.strip().splitlines()) == 1
+    assert err.count('dsbs: ') == 1
 
 
 def test_what_the_engines_refuse(tmp_path, main, monkeypatch):
-    own_task(tmp_path / 'task')
+    rationale_set(tmp_path / 'set', own_task(tmp_path / 'task'))
     family_folder('bart', tmp_path / 'bart')
-    call = ['run', f'task={tmp_path / "task"}', f'student={tmp_path / "bart"}', 'max_steps=1']
+    call = ['run', f'task={tmp_path / "task"}', f'student={tmp_path / "bart"}', f'teacher={tmp_path / "set"}']
     settings = json.loads((tmp_path / 'bart' / 'config.json').read_text())
-    status, _, err = main(*call, 'method=step_by_step', 'task_prefix=decoder')
+    status, _, err = main(*call, 'max_steps=1', 'task_prefix=decoder')
     assert status == 2 and 'use task_prefix=encoder' in err, err
     with pytest.raises(UsageError, match='unknown engine'):
         RunSpec(engine='fast')
