@@ -1,4 +1,5 @@
 from configparser import ConfigParser
+
 from setuptools import find_packages, setup
 
 cfg = ConfigParser(delimiters=['='])

@@ -7,7 +7,7 @@ __all__ = [
     'FAMILIES',
     'hub_name',
     'pickled_in',
-    'check_weights',
+    'check_weight_files',
     'strangers_in',
     'check_model',
     'why_not_loaded',
@@ -49,7 +49,7 @@ def pickled_in(folder: Path) -> list[str]:
 
 
 # %% ../nbs/01_hub.ipynb #791fc7c2
-def check_weights(
+def check_weight_files(
     folder: Path,
     what: str,  # For the message: "student 'my-t5'"
 ):
@@ -85,7 +85,7 @@ def check_model(
 ):
     "A `UsageError` unless a folder holds a model that can be loaded without running anything from it."
     folder = Path(os.path.expanduser(folder))
-    check_weights(folder, what)
+    check_weight_files(folder, what)
     if (folder / 'custom_generate').exists():
         raise UsageError(f'{what}: wants to run code of its own (custom_generate), which is not done')
     for path in sorted(folder.glob('*.json')):

@@ -9,7 +9,7 @@ __all__ = [
     'FULL_STOPS',
     'plain_equation',
     'EquationError',
-    'tokens_of',
+    'equation_tokens',
     'read_atom',
     'read_product',
     'read_sum',
@@ -48,7 +48,7 @@ _TOKEN = re.compile(r'\s*(?:([0-9]+(?:\.[0-9]*)?|\.[0-9]+)|(\*\*|[-+*/()]|and\b)
 MAX_EQUATION = 200  # Characters
 
 
-def tokens_of(text: str) -> list[str]:
+def equation_tokens(text: str) -> list[str]:
     "The tokens of an equation, in its order; an `EquationError` for anything else."
     if len(text) > MAX_EQUATION:
         raise EquationError(f'longer than {MAX_EQUATION} characters')
@@ -123,7 +123,7 @@ def equation_value(
     text: str,  # Such as "( 10.0 * 45.0 )"
 ) -> Fraction:  # Its exact value
     "Read arithmetic and nothing else; an `EquationError` with the reason."
-    left = tokens_of(text)[::-1]
+    left = equation_tokens(text)[::-1]
     value = read_sums(left, 0)
     if left:
         raise EquationError(f'{left[-1]!r} is left over')

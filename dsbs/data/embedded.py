@@ -7,7 +7,7 @@ __all__ = [
     'N_WORDS',
     'FRUITS',
     'PICKERS',
-    'KINDS',
+    'WORD_KINDS',
     'WEIGHTS',
     'ask_same_kind',
     'ask_heavier',
@@ -122,12 +122,12 @@ def think_more_picked(beliefs: dict, text: str) -> tuple[str, str]:
 
 
 # %% ../../nbs/data/04_embedded.ipynb #64ad9a6e
-KINDS = ('birds', 'stones')
+WORD_KINDS = ('birds', 'stones')
 WEIGHTS = (1, 2, 3, 4, 5)
 ask_same_kind = partial(ask_pair, 'Are {a} and {b} alike?')
 ask_heavier = partial(ask_pair, 'Are {a} heavier than {b}?', different=True)
 EMBEDDED = {
-    'same_kind': EmbeddedTask('same_kind', KINDS, ask_same_kind, think_same_kind),
+    'same_kind': EmbeddedTask('same_kind', WORD_KINDS, ask_same_kind, think_same_kind),
     'heavier': EmbeddedTask('heavier', WEIGHTS, ask_heavier, think_heavier),
     'more_picked': EmbeddedTask('more_picked', (), ask_more_picked, think_more_picked),
 }

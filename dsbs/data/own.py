@@ -24,7 +24,7 @@ __all__ = [
     'read_row',
     'read_exemplars',
     'read_splits',
-    'check_ids',
+    'check_row_ids',
     'check_scored',
     'check_exemplars',
     'hold_out',
@@ -313,7 +313,7 @@ def read_splits(file: TaskFile) -> dict[str, list[dict]]:  # For each file that 
 
 
 # %% ../../nbs/data/06_own.ipynb #06bac9c4
-def check_ids(
+def check_row_ids(
     folder: Path,
     rows: dict[str, list[dict]],  # Of each file; see `read_row`
 ):
@@ -406,7 +406,7 @@ def load_task_folder(
     rows, exemplars, note = read_splits(file), read_exemplars(file), ''
     shown = {plain_input(e.input) for e in exemplars}
     check_exemplars(file.folder, exemplars, rows)
-    check_ids(file.folder, rows)
+    check_row_ids(file.folder, rows)
     check_scored(file.folder, rows)
     check_enough(file.folder, rows['train'], shown)
     if 'validation' not in rows:

@@ -12,7 +12,7 @@ __all__ = [
     'read_cqa',
     'read_nli',
     'read_svamp',
-    'read_asdiv',
+    'asdiv_row',
     'PaperTask',
     'how_to_get',
     'rows_file',
@@ -88,7 +88,7 @@ def read_svamp(row: dict) -> tuple[None, str, str]:
     return None, get_field(row, 'input'), get_field(row, 'label')
 
 
-def read_asdiv(row: dict) -> tuple[None, str, str]:
+def asdiv_row(row: dict) -> tuple[None, str, str]:
     "A word problem and its number; the unit goes."
     return None, f'{get_field(row, "Body")}\n{get_field(row, "Question")}', get_field(row, 'Answer').split(' ')[0]
 
@@ -113,7 +113,7 @@ PAPER = {
     'svamp': PaperTask('svamp', read_svamp, _TWO, 'equation'),
     'anli1': PaperTask('anli1', read_nli, _THREE, label_set=NLI_LABELS, explanation='reason'),
     'esnli': PaperTask('esnli', read_nli, _THREE, label_set=NLI_LABELS, explanation='explanation_1'),
-    'asdiv': PaperTask('asdiv', read_asdiv, _TWO, 'equation'),
+    'asdiv': PaperTask('asdiv', asdiv_row, _TWO, 'equation'),
 }
 
 # %% ../../nbs/data/05_paper.ipynb #f9026a65

@@ -41,7 +41,7 @@ __all__ = [
     'two_methods',
     'data_size_human',
     'with_added_rows',
-    'teacher_quality',
+    'better_and_weaker_teacher',
     'training_formats',
     'rationale_contents',
     'rationale_weights',
@@ -391,7 +391,7 @@ def with_added_rows(setup: Setup) -> dict[str, list[RunSpec]]:
 
 
 # %% ../../nbs/evidence/34_grids.ipynb #4088cc7d
-def teacher_quality(setup: Setup) -> dict[str, list[RunSpec]]:
+def better_and_weaker_teacher(setup: Setup) -> dict[str, list[RunSpec]]:
     "Table 1: rationales of a better and of a weaker teacher, and none."
     best, weaker = setup.teachers
     return dict(
@@ -549,7 +549,7 @@ PAPER_FIGURES = {
 
 # %% ../../nbs/evidence/34_grids.ipynb #f6ab0048
 FIGURES = PAPER_FIGURES | {
-    'table1_teachers': Figure('Table 1', 'Teachers of different quality', teacher_quality, ON_PAPER),
+    'table1_teachers': Figure('Table 1', 'Teachers of different quality', better_and_weaker_teacher, ON_PAPER),
     'table2_training_format': Figure('Table 2', 'One target or two tasks', training_formats, ON_ALL, own=True),
     'table3_datasets': Figure('Table 3', 'The datasets', None, ON_ALL),
     'compute': Figure(

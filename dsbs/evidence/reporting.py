@@ -7,7 +7,7 @@ __all__ = [
     'SECRET_NAME',
     'SECRET_VALUE',
     'KEPT',
-    'KINDS',
+    'PARAMETER_KINDS',
     'CELL_TIMEOUT',
     'PRIVATE',
     'COLUMNS',
@@ -141,17 +141,24 @@ def check_no_secret(
 
 
 # %% ../../nbs/evidence/42_reporting.ipynb #91088d83
-KINDS = {'str': (str,), 'int': (int,), 'float': (float, int), 'bool': (bool,), 'list': (list,), 'dict': (dict,)}
+PARAMETER_KINDS = {
+    'str': (str,),
+    'int': (int,),
+    'float': (float, int),
+    'bool': (bool,),
+    'list': (list,),
+    'dict': (dict,),
+}
 
 
 def kinds_of(
     parameter: dict,  # As papermill reads it: inferred_type_name, default
 ) -> tuple[type, ...]:  # Empty: not known
     "The types that a parameter takes."
-    if parameter['inferred_type_name'] in KINDS:
-        return KINDS[parameter['inferred_type_name']]
+    if parameter['inferred_type_name'] in PARAMETER_KINDS:
+        return PARAMETER_KINDS[parameter['inferred_type_name']]
     with contextlib.suppress(ValueError, SyntaxError):
-        return KINDS.get(type(ast.literal_eval(parameter['default'])).__name__, ())
+        return PARAMETER_KINDS.get(type(ast.literal_eval(parameter['default'])).__name__, ())
     return ()
 
 

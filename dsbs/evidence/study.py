@@ -8,7 +8,7 @@ __all__ = [
     'DESCRIBED',
     'TIMED',
     'COSTS',
-    'Asked',
+    'FigureAsked',
     'Planned',
     'as_table',
     'Measured',
@@ -84,7 +84,7 @@ from ..runs.specs import RunSpec
 
 # %% ../../nbs/evidence/39_study.ipynb #3130fb6c
 @dataclass(frozen=True)
-class Asked:
+class FigureAsked:
     "A figure as a reader asks for it."
 
     figure: str  # One of `grids.FIGURES`
@@ -111,7 +111,7 @@ class Asked:
 
 
 # %% ../../nbs/evidence/39_study.ipynb #2d292925
-class Planned(Asked):
+class Planned(FigureAsked):
     "A figure whose folders and runs are known."
 
     @cached_property

@@ -30,7 +30,7 @@ from dsbs.records import (
     thinned,
 )
 from .run import made_on, train_runs
-from .specs import ADDED, RunSpec, key_of, make_spec, prepare, recipe
+from .specs import ADDED, key_of, make_spec, prepare, recipe
 
 
 # %% ../../nbs/runs/30_verifying.ipynb #c4a0de6f

@@ -18,7 +18,7 @@ __all__ = [
     'label_there',
     'read_equation',
     'unboxed',
-    'label_of_set',
+    'first_label',
     'label_by_pattern',
     'read_label',
     'before_stop',
@@ -284,7 +284,7 @@ def unboxed(
 
 
 # %% ../../nbs/teacher/09_formats.ipynb #527062de
-def label_of_set(rest: str, label_set: tuple[str, ...]) -> tuple[str, str]:
+def first_label(rest: str, label_set: tuple[str, ...]) -> tuple[str, str]:
     "The label on the first line that has any, or why there is none."
     lines = [line for line in rest.split('\n') if re.sub(rf'{_DRESS}|{_END}', '', line)]
     if not lines:
@@ -310,7 +310,7 @@ def read_label(
     "Read the label of an answer."
     rest = unboxed(rest) if form.live else rest
     if label_set:
-        return label_of_set(rest, tuple(label_set))
+        return first_label(rest, tuple(label_set))
     rest = re.sub(r'^[:：](?=\s)', '', _BOLD.sub(r'\1', rest))
     if form.live:
         rest = next((line for line in rest.split('\n') if line.strip()), '')

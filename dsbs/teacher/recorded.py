@@ -10,7 +10,6 @@ import json
 import random
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 from ..data.embedded import EMBEDDED, FRUITS
 from ..data.examples import Task

@@ -394,7 +394,7 @@ def read_key() -> str:  # Empty where a server needs none
 def open_client(
     site: Site,
     where: dict,  # From `read_address`
-) -> 'openai.AsyncOpenAI':
+):  # -> openai.AsyncOpenAI
     "A client of an OpenAI-compatible server."
     try:
         import openai
@@ -408,7 +408,7 @@ def open_client(
 
 
 # %% ../../nbs/teacher/14_servers.ipynb #225ba5e5
-async def send_request(client: 'openai.AsyncOpenAI', model: str, body: dict) -> Reply:
+async def send_request(client, model: str, body: dict) -> Reply:
     "Send a request and wait for its reply; raises what the `openai` library raises when none comes."
     import openai
 

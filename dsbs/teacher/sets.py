@@ -11,7 +11,7 @@ __all__ = [
     'checked_row',
     'checked_rows',
     'failed_rows',
-    'check_labels',
+    'check_set_labels',
     'check_card',
     'say_once',
     'check_input',
@@ -38,7 +38,7 @@ __all__ = [
     'call_counts',
     'set_quality',
     'write_set',
-    'check_folder',
+    'check_set_folder',
     'extract',
     'TeacherModel',
     'reasons_told',
@@ -172,7 +172,7 @@ def failed_rows(path: Path) -> dict[str, str]:  # id -> reason
 
 
 # %% ../../nbs/teacher/17_sets.ipynb #4b00afbf
-def check_labels(path: Path, card: dict, task: Task):
+def check_set_labels(path: Path, card: dict, task: Task):
     "A `UsageError` when a card was made for another label set."
     if not isinstance(card['label_set'], list):
         raise UsageError(f"{path}: field 'label_set' should be a list")
@@ -193,7 +193,7 @@ def check_card(path: Path, card: dict, task: Task, split: str):
         raise UsageError(f'{path}: made for split {card["split"]!r}, not {split!r}')
     if 'label_set' not in card:
         return  # by hand
-    check_labels(path, card, task)
+    check_set_labels(path, card, task)
     if card.get('prompt') and card['prompt'] != prompt_of(task).hash:
         raise UsageError(
             f'{path}: asked with another prompt than {task.name} has now (its instruction or exemplars): '
@@ -576,7 +576,7 @@ def write_set(out: Path, rows: list[dict], failures: list[dict], prompt: Prompt,
 
 
 # %% ../../nbs/teacher/17_sets.ipynb #62714996
-def check_folder(out: Path, task: Task, model: str):
+def check_set_folder(out: Path, task: Task, model: str):
     "Make the folder of a set; a `UsageError` when it cannot be one, or is of another model or task."
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -601,7 +601,7 @@ def extract(
 ) -> dict:  # The card; its `unwritten` says why the set was left as it was, where it was
     "Ask a teacher about the rows of a split and write its rationales as a set."
     settings, out, prompt, every_row = settings or ExtractSettings(), Path(out), prompt_of(task), task[split].to_list()
-    check_folder(out, task, backend.model)
+    check_set_folder(out, task, backend.model)
     rows, sampling = every_row[: settings.limit], settings.sampling(prompt.form.stop)
     way = dict(prompt=prompt.hash, form=settings.asked_as, sampling=asdict(sampling), samples=settings.samples)
     earlier = read_earlier(out, split, way)

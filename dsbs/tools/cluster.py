@@ -26,7 +26,7 @@ __all__ = [
     'figure_rule',
     'snakefile',
     'literal_table',
-    'runs_table',
+    'jobs_table',
     'readme',
     'check_new_folder',
     'check_runs_folder',
@@ -277,7 +277,7 @@ def literal_table(name: str, rows: dict) -> str:
 
 
 # %% ../../nbs/tools/43_cluster.ipynb #3470c135
-def runs_table(flow: Workflow) -> str:
+def jobs_table(flow: Workflow) -> str:
     "What each run is told and asks for, and which runs a figure needs."
     specs = flow.specs
     tasks = dict.fromkeys(s.task for s in specs.values() if s.student in SHAPES)
@@ -395,7 +395,7 @@ def emit_snakemake(
     folder = check_new_folder(folder)
     check_runs_folder(wanted.folders.runs)
     flow = Workflow(wanted, folder, runs_to_make(wanted, figures))
-    texts = {'Snakefile': snakefile(flow), 'runs.smk': runs_table(flow), 'README.md': readme(flow)}
+    texts = {'Snakefile': snakefile(flow), 'runs.smk': jobs_table(flow), 'README.md': readme(flow)}
     for name, text in PROFILES.items():
         if not (folder / 'profiles' / name / 'config.yaml').exists():
             texts[f'profiles/{name}/config.yaml'] = text

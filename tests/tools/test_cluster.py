@@ -22,7 +22,7 @@ from dsbs.evidence.grids import grid, specs_of
 from dsbs.evidence.reporting import Reproduction
 from dsbs.records import Folders, find_folders
 from dsbs.runs.specs import RunSpec, make_spec, run_key
-from dsbs.tools.cluster import PROFILES, Workflow, emit_snakemake, run_settings, runs_table, snakefile
+from dsbs.tools.cluster import PROFILES, Workflow, emit_snakemake, jobs_table, run_settings, snakefile
 
 ROOT = Path(__file__).resolve().parents[2]
 FIGURE = 'rationale_weight'  # two runs at preset smoke
@@ -265,7 +265,7 @@ def odd_jobs(project, monkeypatch):
     (project / 'jobs' / 'profiles' / 'local').mkdir(parents=True)
     (project / 'jobs' / 'profiles' / 'local' / 'config.yaml').write_text(PROFILES['local'])
     (project / 'jobs' / 'Snakefile').write_text(snakefile(flow))
-    (project / 'jobs' / 'runs.smk').write_text(runs_table(flow))
+    (project / 'jobs' / 'runs.smk').write_text(jobs_table(flow))
 
     def start(*args):
         (project / 'said.jsonl').unlink(missing_ok=True)
