@@ -33,9 +33,16 @@ def is_import(tree: ast.Module) -> bool:
     return all(isinstance(node, ast.Import | ast.ImportFrom) for node in tree.body)
 
 
+def is_literal(node: ast.expr) -> bool:
+    "A literal, or a call with literals alone, such as `read(text)`."
+    if isinstance(node, ast.Call):
+        return bool(node.args) and all(map(is_literal, node.args))
+    return isinstance(node, LITERALS)
+
+
 def is_data(tree: ast.Module) -> bool:
     "A cell of data or style: names that get literals, and nothing else."
-    return all(isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, LITERALS) for node in tree.body)
+    return all(isinstance(node, ast.Assign | ast.AnnAssign) and is_literal(node.value) for node in tree.body)
 
 
 def parsed(source: str) -> ast.Module:
