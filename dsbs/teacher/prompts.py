@@ -180,6 +180,8 @@ oven, wool blanket, gravel path, shallow stream, car bonnet
 shallow stream: Feet that are hot from the sand want to be cooled, and running water cools them. An oven, a blanket or
   metal in the sun would be warm, and gravel hurts.
 """
+
+# %% ../../nbs/teacher/10_prompts.ipynb #6d2ff4ea
 CQA = exemplars_in(_CQA, cqa_input)
 
 # %% ../../nbs/teacher/10_prompts.ipynb #b79a2a08
@@ -234,6 +236,8 @@ The Falkner Bridge carries two railway tracks and a footpath over the river Osk.
 Before the ferry was built, drivers crossed the Osk on the Falkner Bridge.
 contradiction: Cars have never been allowed on the bridge. So at no time did drivers cross the river on it.
 """
+
+# %% ../../nbs/teacher/10_prompts.ipynb #39ccaef1
 ANLI1 = exemplars_in(_ANLI1, '{}</s>{}'.format)
 
 # %% ../../nbs/teacher/10_prompts.ipynb #56194d3c
