@@ -16,8 +16,8 @@ __all__ = [
     'bench_device',
     'device_name',
     'bench_dtypes',
-    'BenchSettings',
     'usable_cpus',
+    'BenchSettings',
     'left_out',
     'bench_spec',
     'BenchData',
@@ -172,6 +172,7 @@ def bench_device(
     return device
 
 
+# %% ../../nbs/tools/44_bench.ipynb #cfb44700
 def device_name(device: str) -> str:
     "The name of a device's processor."
     return torch.cuda.get_device_name() if device == 'cuda' else provenance()['machine']['processor']
@@ -189,6 +190,12 @@ def bench_dtypes(
     for dtype in asked:
         one_of('dtype', dtype, DTYPES)
     return tuple(asked) or (DTYPES if has_bfloat16(device) else DTYPES[:1])
+
+
+# %% ../../nbs/tools/44_bench.ipynb #5e6a7237
+def usable_cpus() -> int:
+    "How many CPUs the process may use."
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
 
 # %% ../../nbs/tools/44_bench.ipynb #4f58b3c7
@@ -217,11 +224,6 @@ class BenchSettings:
         object.__setattr__(self, 'device', bench_device(self.device))
         object.__setattr__(self, 'dtypes', bench_dtypes(self.dtypes, self.device))
         object.__setattr__(self, 'threads', self.threads or usable_cpus())
-
-
-def usable_cpus() -> int:
-    "How many CPUs the process may use."
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
 
 # %% ../../nbs/tools/44_bench.ipynb #dad93b29
@@ -293,6 +295,7 @@ def clock(
     return time.perf_counter()
 
 
+# %% ../../nbs/tools/44_bench.ipynb #b192ac04
 def product_seconds(
     n: int,  # Rows and columns
     dtype: str,
@@ -317,6 +320,7 @@ def fitting_size(
     return n
 
 
+# %% ../../nbs/tools/44_bench.ipynb #763bc81f
 def matmul_peak(
     dtype: str,  # One of `DTYPES`
     device: str = 'cpu',
@@ -440,6 +444,7 @@ def set_up_ours(
     return set_up(engine, config, cpu=s.device == 'cpu')
 
 
+# %% ../../nbs/tools/44_bench.ipynb #b5c02c72
 def grouped_batches(case: BenchCase) -> Iterator[list[Tokenised]]:
     "Batches of similar length, without end."
     rows = case.data.rows
@@ -476,6 +481,7 @@ def gradient_norm(model: nn.Module) -> float:
     return norm
 
 
+# %% ../../nbs/tools/44_bench.ipynb #bbe0c52b
 def reference_losses(trainer: Reference, rows: Sequence[Tokenised], case: BenchCase) -> dict[str, float]:
     "Losses and gradient norm of the reference."
     padded = PadEach(trainer.processing_class, trainer.model)(rows)
@@ -497,6 +503,7 @@ def our_losses(ours: Training, rows: Sequence[Tokenised], case: BenchCase) -> di
     return {name: value.item() for name, value in losses.items()} | dict(gradient_norm=gradient_norm(ours.engine))
 
 
+# %% ../../nbs/tools/44_bench.ipynb #a5000ec8
 def compare_losses(trainer: Reference, ours: Training, case: BenchCase) -> float:  # The largest relative difference
     "Compare the two on a batch; `Unequal` when they differ."
     rows = case.data.rows[: case.settings.batch_size]
@@ -664,6 +671,7 @@ def six_digits(x: float) -> float:
     return float(f'{x:.6g}')
 
 
+# %% ../../nbs/tools/44_bench.ipynb #a7f318bb
 def speeds(
     t5: T5ForConditionalGeneration,
     turns: Sequence[Turn],
@@ -829,6 +837,7 @@ def reference_answers(trainer: Reference, questions: Questions) -> np.ndarray:  
     return np.where(ids == -100, trainer.processing_class.pad_token_id, ids)[:, 1:]
 
 
+# %% ../../nbs/tools/44_bench.ipynb #11f34d00
 def our_answers(t5: T5ForConditionalGeneration, questions: Questions, case: BenchCase) -> list[str]:
     "What ours answers."
     asked, tokenizer = ANSWERS[case.settings.engine](t5), case.data.tokenizer
@@ -973,6 +982,7 @@ def default_tasks(device: str, folders: Folders) -> list[str]:
     return found or ['same_kind']
 
 
+# %% ../../nbs/tools/44_bench.ipynb #05302dba
 def default_student(device: str, task: str) -> str:
     "A student that suits a device and a task."
     small = '0.2M' if task in EMBEDDED else '9M'
