@@ -11,7 +11,7 @@ __all__ = [
     'answer_settings',
     'PlainAnswers',
     'for_batches',
-    'written',
+    'decode_text',
     'generate',
     'label_accuracy',
     'unwritable',
@@ -116,7 +116,7 @@ class PlainAnswers:
         read = dict(encoder_outputs=BaseModelOutput(last_hidden_state=memory), attention_mask=mask)
         return self.student.generate(**read, generation_config=settings)[:, 1:]
 
-    def logits(self, memory, mask, written):  # Of the tokens after those written: [R, U] -> [R, U, V]
+    def logits(self, memory, mask, written):  # Of the token after each one written: [R, U] -> [R, U, V]
         read = dict(encoder_outputs=BaseModelOutput(last_hidden_state=memory), attention_mask=mask)
         return self.student(**read, decoder_input_ids=written, use_cache=False).logits
 
@@ -143,11 +143,11 @@ def for_batches(
 
 
 # %% ../../nbs/method/23_answering.ipynb #5155e8f3
-def written(
+def decode_text(
     tokenizer,
     ids,  # [n, tokens], or a list of lists
 ) -> list[str]:
-    "What token ids stand for, without special pieces: how each answer is read."
+    "The texts of token ids, without special pieces."
     return tokenizer.batch_decode(ids, skip_special_tokens=True)
 
 
@@ -163,7 +163,7 @@ def generate(
     "Greedy generation."
 
     def answer(asked, memory, mask, places):
-        return written(tokenizer, asked.answer(memory, mask, max_new_tokens, start))
+        return decode_text(tokenizer, asked.answer(memory, mask, max_new_tokens, start))
 
     return for_batches(answer, asked, batches, dtype)
 
@@ -193,7 +193,7 @@ def unwritable(
         return {}
     special = special_pieces(tokenizer)
     targets = [make_views(Example('', '', as_text(label, special)), method).label[1] for label in labels]
-    read = [label_from_output(text, method) for text in written(tokenizer, tokenizer(targets).input_ids)]
+    read = [label_from_output(text, method) for text in decode_text(tokenizer, tokenizer(targets).input_ids)]
     pairs = zip(labels, read, strict=True)
     return {label: text for label, text in pairs if not is_correct(text, label, answer)}
 
@@ -284,7 +284,7 @@ def prediction_cost(
     students: Sequence[str],  # Of `SCRATCH`
     ask: Callable = PlainAnswers,  # Or `stack.StackedAnswers`
     task: str = 'same_kind',  # An embedded task
-    repeats: int = 7,  # Of which the median counts; all take turns, so that a busy machine delays all
+    repeats: int = 7,  # The median counts; all take turns, so that a busy machine delays all
     batch_size: int = 64,
 ) -> list[dict]:  # student, parameters, form, new_tokens, milliseconds (for one example), threads
     "Time answers on this machine, on one thread."

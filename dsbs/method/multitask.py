@@ -14,6 +14,7 @@ __all__ = [
     'vocabulary_logits',
     'summed_cross_entropy',
     'target_loss',
+    'add_parts',
     'step_by_step_loss',
 ]
 
@@ -51,7 +52,7 @@ def tokenise(
     views: Sequence[Views],
     tokenizer,  # Of the student; it ends every text with its end token
 ) -> list[Tokenised]:
-    "Token ids of views, whole."
+    "Token ids of views, at full length."
     texts = [text for v in views for text in (*v.label, *(v.rationale or ()))]
     ids = iter(tokenizer(texts).input_ids if texts else [])
     return [Tokenised(next(ids), next(ids), *((next(ids), next(ids)) if v.rationale else ([], []))) for v in views]
@@ -93,16 +94,18 @@ def collate(
     padding: int = 0,  # The student's `pad_token_id`
 ) -> Batch:
     "Make a batch of examples; each tensor is as wide as its longest member."
-    having = [i for i, row in enumerate(rows) if row.rationale_target]
-    once = all(rows[i].rationale_input == rows[i].label_input for i in having)
-    inputs = [row.label_input for row in rows] + [rows[i].rationale_input for i in having if not once]
+    explained = [i for i, row in enumerate(rows) if row.rationale_target]
+    inputs = [row.label_input for row in rows]
+    rationale_rows = explained
+    if any(rows[i].rationale_input != rows[i].label_input for i in explained):
+        rationale_rows = range(len(rows), len(rows) + len(explained))
+        inputs += [rows[i].rationale_input for i in explained]
     mask = padded([[1] * len(ids) for ids in inputs], 0)
-    answers = having if once else range(len(rows), len(inputs))
     parts = []
-    for targets in ([row.label_target for row in rows], [rows[i].rationale_target for i in having]):
+    for targets in ([row.label_target for row in rows], [rows[i].rationale_target for i in explained]):
         targets = padded(targets, -100)
         parts += [targets, (targets.flatten() != -100).nonzero().flatten()]
-    return Batch(padded(inputs, padding), mask, *parts, torch.tensor(list(answers), dtype=torch.long))
+    return Batch(padded(inputs, padding), mask, *parts, torch.tensor(list(rationale_rows), dtype=torch.long))
 
 
 # %% ../../nbs/method/21_multitask.ipynb #4c3d416d
@@ -122,7 +125,7 @@ def vocabulary_logits(
 
 
 # %% ../../nbs/method/21_multitask.ipynb #5b7b67d8
-LOGITS = 2**26  # Logits that are there at a time: 268 MB in float32
+LOGITS = 2**26  # Logits that exist at a time: 268 MB in float32
 
 
 def summed_cross_entropy(student, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -149,6 +152,15 @@ def target_loss(student, memory, mask, targets, at, start: int) -> torch.Tensor:
     return summed_cross_entropy(student, hidden.flatten(0, 1)[at], targets.flatten()[at])
 
 
+# %% ../../nbs/method/21_multitask.ipynb #3dbdce2b
+def add_parts(label: torch.Tensor, rationale: torch.Tensor | None, rationale_weight: float, scale: float):
+    """L = L_label + lambda * L_rationale (Eq. 3, 4), times `scale` (from `loss_scale`), and its parts, in a dict. Each
+    part is a number, or one for each of several students; no `rationale` where none is learned."""
+    if rationale is None:
+        return dict(loss=scale * label, label_loss=label)
+    return dict(loss=scale * (label + rationale_weight * rationale), label_loss=label, rationale_loss=rationale)
+
+
 # %% ../../nbs/method/21_multitask.ipynb #4947f27c
 RATIONALE_START = UNKNOWN  # Where the decoder starts a rationale when both views read the same; no text starts with it
 
@@ -159,19 +171,15 @@ def step_by_step_loss(
     rationale_weight: float = 1.0,  # The paper's lambda
     loss_form: str = 'paper',  # One of `LOSS_FORMS`
     totals: Sequence[int] | None = None,  # Label and rationale tokens of the whole batch; None: those of `batch`
-) -> dict[str, torch.Tensor]:  # loss, label_loss and, where a rationale is learned, rationale_loss
-    "L = L_label + lambda * L_rationale (Eq. 3, 4), each the mean cross-entropy per target token."
+) -> dict[str, torch.Tensor]:  # As `add_parts` gives them
+    "The paper's loss of a batch, each part the mean cross-entropy per target token."
     label_tokens, rationale_tokens = batch.token_counts() if totals is None else totals
-    scale = loss_scale(loss_form, rationale_weight)
     mask, start, n = batch.attention_mask, student.config.decoder_start_token_id, len(batch.label_targets)
     memory = student.get_encoder()(input_ids=batch.input_ids, attention_mask=mask).last_hidden_state
     label = target_loss(student, memory[:n], mask[:n], batch.label_targets, batch.label_at, start) / label_tokens
-    if not rationale_tokens:
-        return dict(loss=scale * label, label_loss=label)
-    rationale = torch.zeros_like(label)
+    rationale = torch.zeros_like(label) if rationale_tokens else None
     if len(rows := batch.rationale_rows):
         start = start if len(memory) > n else RATIONALE_START
         about = (batch.rationale_targets, batch.rationale_at, start)
         rationale = target_loss(student, memory[rows], mask[rows], *about) / rationale_tokens
-    loss = scale * (label + rationale_weight * rationale)
-    return dict(loss=loss, label_loss=label, rationale_loss=rationale)
+    return add_parts(label, rationale, rationale_weight, loss_scale(loss_form, rationale_weight))

@@ -6,9 +6,7 @@
 __all__ = [
     'STRETCH',
     'batch_order',
-    'has_bfloat16',
-    'bfloat16_cost',
-    'warn_of_bfloat16',
+    'StudentWeights',
     'Engine',
     'PlainEngine',
     'Training',
@@ -31,6 +29,9 @@ __all__ = [
     'any_process',
     'begin',
     'fit',
+    'has_bfloat16',
+    'bfloat16_cost',
+    'warn_of_bfloat16',
 ]
 
 # %% ../../nbs/method/22_training.ipynb #c72f0876
@@ -79,57 +80,12 @@ def batch_order(
             yield batches[i]
 
 
-# %% ../../nbs/method/22_training.ipynb #197e6c83
-def has_bfloat16(
-    device: str = 'cpu',  # "cpu" or "cuda"
-) -> bool:
-    "Whether a device computes in bfloat16 itself; `$ONEDNN_MAX_CPU_ISA`, which forbids instructions, counts."
-    if device == 'cuda':
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    allowed = os.environ.get('ONEDNN_MAX_CPU_ISA', 'ALL').upper()
-    if not re.search('ALL|DEFAULT|BF16|FP16|AMX|AVX10', allowed):
-        return False
-    return any(has for name, has in torch.cpu.get_capabilities().items() if 'bf16' in name)
-
-
-# %% ../../nbs/method/22_training.ipynb #5252b68e
-@cache
-def bfloat16_cost(
-    device: str = 'cpu',  # "cpu" or "cuda"
-    n: int = 128,  # Rows and columns of the matrices
-) -> float:  # Times
-    "How many times as long as in float32 a matrix product takes in bfloat16."
-    seconds = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        a, tries = torch.rand(n, n, device=device).to(dtype), []
-        for _ in range(4):
-            start = time.perf_counter()
-            (a @ a).sum().item()
-            tries.append(time.perf_counter() - start)
-        seconds[dtype] = min(tries)
-    return seconds[torch.bfloat16] / seconds[torch.float32]
-
-
-# %% ../../nbs/method/22_training.ipynb #470de843
-@cache
-def warn_of_bfloat16(device: str):  # "cpu" or "cuda"
-    "Say that this device imitates bfloat16, if it does."
-    if has_bfloat16(device) or not is_main_process():
-        return
-    name = {'cpu': 'CPU', 'cuda': 'GPU'}[device]
-    cost = f'a matrix product takes about {bfloat16_cost(device):.0f} times as long as in float32'
-    print(f'dsbs: this {name} only imitates bfloat16: {cost}; use dtype=float32', file=sys.stderr, flush=True)
-
-
 # %% ../../nbs/method/22_training.ipynb #d7c57816
-class Engine(nn.Module):
-    "What the loop asks of an engine, and what is the same for most."
-
-    name = ''
-    students: Sequence = ()
+class StudentWeights(nn.Module):
+    "One student's weights, out and in; here each weight is whole."
 
     def weights(self, student, of=torch.Tensor.detach) -> dict[str, torch.Tensor]:
-        "What `of` gives for each parameter, here that of one student; writing to it writes to the parameter's."
+        "What `of` gives for each of a student's parameters; to write to it is to write to the parameter's."
         return {name: of(p) for name, p in student.named_parameters()}
 
     def write(self, tensors: Mapping[str, torch.Tensor], values: Mapping[str, torch.Tensor]):
@@ -138,14 +94,42 @@ class Engine(nn.Module):
             tensor.copy_(values[name])
 
     def whole(self, tensors: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-        "What `weights` gave, where it is in parts, put together."
+        "What `weights` gave, put together from the parts of all processes."
         return tensors
 
     def gather(self):
-        "Called before students are asked: all their weights must be here."
+        "Called before students are asked: fetch the parts of their weights that other processes hold."
 
     def release(self):
-        "Called after students were asked."
+        "Called after students were asked: let go of those parts."
+
+
+# %% ../../nbs/method/22_training.ipynb #27e0f347
+class Engine(StudentWeights):
+    "What the loop asks of an engine."
+
+    name = ''
+    students: Sequence = ()
+
+    def collate(self, rows: Sequence[Sequence[Tokenised]]) -> Batch:
+        "A batch of each student's rows."
+        raise NotImplementedError
+
+    def forward(self, batch: Batch, totals=None) -> dict[str, torch.Tensor]:  # Each of one number for each student
+        "The losses of a batch; `totals` are the token counts of the whole update, for each student."
+        raise NotImplementedError
+
+    def prepare(self, accelerator: Accelerator, config: TrainingConfig) -> nn.Module:
+        "The engine on its device, shared by the processes."
+        raise NotImplementedError
+
+    def clip(self, largest: float):
+        "Shorten each student's gradient to the largest norm."
+        raise NotImplementedError
+
+    def drop_others(self, students: Sequence, optimizer: torch.optim.Optimizer):
+        "Train only these students from now on; needed where there are several."
+        raise NotImplementedError
 
     def seed(self, seed: int):
         "Set the random generators of dropout."
@@ -177,25 +161,22 @@ class PlainEngine(Engine):
         self.students, self.form = (self.student,), dict(rationale_weight=rationale_weight, loss_form=loss_form)
 
     def collate(self, rows: Sequence[Sequence[Tokenised]]) -> Batch:
-        "A batch of each student's rows."
         return collate(rows[0], self.student.config.pad_token_id)
 
-    def forward(self, batch: Batch, totals=None) -> dict[str, torch.Tensor]:  # Each of one number for each student
+    def forward(self, batch: Batch, totals=None) -> dict[str, torch.Tensor]:
         losses = step_by_step_loss(self.student, batch, totals=totals, **self.form)
         return {name: loss[None] for name, loss in losses.items()}
 
     def prepare(self, accelerator: Accelerator, config: TrainingConfig) -> nn.Module:
-        "The engine on its device, shared by the processes."
         switch = 'enable' if config.gradient_checkpointing else 'disable'
         getattr(self.student, f'activation_checkpointing_{switch}')()
         return accelerator.prepare(self)
 
     def clip(self, largest: float):
-        "Shorten each student's gradient to the largest norm."
         nn.utils.clip_grad_norm_(self.parameters(), largest)
 
 
-# %% ../../nbs/method/22_training.ipynb #30f838ae
+# %% ../../nbs/method/22_training.ipynb #a8f4a546
 @dataclass
 class Training:
     "An engine with its optimizer, set up for a device."
@@ -208,7 +189,6 @@ class Training:
     config: TrainingConfig
 
 
-# %% ../../nbs/method/22_training.ipynb #a8f4a546
 def set_up(
     engine: nn.Module,
     config: TrainingConfig,
@@ -244,13 +224,12 @@ def micro_batches(
         return [batch.each(torch.Tensor.pin_memory) for batch in batches]
 
 
-# %% ../../nbs/method/22_training.ipynb #c977d2fb
+# %% ../../nbs/method/22_training.ipynb #44bce147
 def sum_over_processes(accelerator: Accelerator, values):  # A tensor, or a dict of tensors
     "The sum of what each process has."
     return accelerator.reduce(values, 'sum') if accelerator.num_processes > 1 else values
 
 
-# %% ../../nbs/method/22_training.ipynb #44bce147
 def count_targets(training: Training, batches: Sequence) -> torch.Tensor:  # On the host; labels, rationales
     "Target tokens of an update."
     counts = sum(batch.token_counts() for batch in batches)
@@ -414,7 +393,7 @@ def judge_all(training: Training, active: list[Learner], step: int, log: Log) ->
             learner.trainee.done(learner.result)
     going = [learner for learner in active if not learner.result.stopped]
     if going and len(going) < len(active):
-        engine.keep([learner.student for learner in going], training.optimizer)
+        engine.drop_others([learner.student for learner in going], training.optimizer)
     return going
 
 
@@ -472,18 +451,17 @@ class Keeper:
         "Keep the training."
 
 
-# %% ../../nbs/method/22_training.ipynb #f797e641
+# %% ../../nbs/method/22_training.ipynb #292d645e
 class Interrupted(KeyboardInterrupt):
     "The training was told to stop; its keeper has kept the last update."
 
 
-# %% ../../nbs/method/22_training.ipynb #292d645e
 def any_process(accelerator: Accelerator, *wishes: bool) -> Sequence[bool]:
     "For each wish, whether any of the processes has it."
     if accelerator.num_processes == 1:
         return wishes
-    asked = torch.tensor(wishes, dtype=torch.float, device=accelerator.device)
-    return sum_over_processes(accelerator, asked).bool().tolist()
+    wanted = torch.tensor(wishes, dtype=torch.float, device=accelerator.device)
+    return sum_over_processes(accelerator, wanted).bool().tolist()
 
 
 # %% ../../nbs/method/22_training.ipynb #7093fb6d
@@ -537,3 +515,45 @@ def fit(
             if stopping:
                 raise Interrupted(f'stopped after step {step}')
     return [learner.result for learner in learners]
+
+
+# %% ../../nbs/method/22_training.ipynb #197e6c83
+def has_bfloat16(
+    device: str = 'cpu',  # "cpu" or "cuda"
+) -> bool:
+    "Whether a device computes in bfloat16 itself; `$ONEDNN_MAX_CPU_ISA`, which forbids instructions, counts."
+    if device == 'cuda':
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    allowed = os.environ.get('ONEDNN_MAX_CPU_ISA', 'ALL').upper()
+    if not re.search('ALL|DEFAULT|BF16|FP16|AMX|AVX10', allowed):
+        return False
+    return any(has for name, has in torch.cpu.get_capabilities().items() if 'bf16' in name)
+
+
+# %% ../../nbs/method/22_training.ipynb #5252b68e
+@cache
+def bfloat16_cost(
+    device: str = 'cpu',  # "cpu" or "cuda"
+    n: int = 128,  # Rows and columns of the matrices
+) -> float:  # Times
+    "How many times as long as in float32 a matrix product takes in bfloat16."
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        a, tries = torch.rand(n, n, device=device).to(dtype), []
+        for _ in range(4):
+            start = time.perf_counter()
+            (a @ a).sum().item()
+            tries.append(time.perf_counter() - start)
+        seconds[dtype] = min(tries)
+    return seconds[torch.bfloat16] / seconds[torch.float32]
+
+
+# %% ../../nbs/method/22_training.ipynb #470de843
+@cache
+def warn_of_bfloat16(device: str):  # "cpu" or "cuda"
+    "Say that this device imitates bfloat16, if it does."
+    if has_bfloat16(device) or not is_main_process():
+        return
+    name = {'cpu': 'CPU', 'cuda': 'GPU'}[device]
+    cost = f'a matrix product takes about {bfloat16_cost(device):.0f} times as long as in float32'
+    print(f'dsbs: this {name} only imitates bfloat16: {cost}; use dtype=float32', file=sys.stderr, flush=True)

@@ -110,7 +110,7 @@ from transformers import (
 from ..data.embedded import EMBEDDED
 from ..data.examples import Task
 from ..data.paper import STAND_INS
-from ..method.answering import generate, input_batches, label_accuracy, written
+from ..method.answering import decode_text, generate, input_batches, label_accuracy
 from ..method.multitask import Tokenised, tokenise
 from ..method.settings import TrainingConfig
 from ..method.stack import StackedEngine
@@ -876,7 +876,7 @@ def share_of_same(
     def is_same(row, its_ids, theirs, mine):
         return theirs == mine or nearest_choice(t5, row.label_input, [i for i in its_ids if i]) < TIE
 
-    texts = written(tokenizer, ids)
+    texts = decode_text(tokenizer, ids)
     same = [is_same(*parts) for parts in zip(rows, ids.tolist(), texts, ours, strict=True)]
     if dtype == 'float32' and not all(same):
         at = same.index(False)
@@ -940,7 +940,7 @@ def evaluate_rows(
     answered = answer_by_turns(t5, questions, case, progress)
     ids, tokenizer, longest = answered.ids, case.data.tokenizer, questions.longest
     same = share_of_same(t5, tokenizer, questions.rows, ids[:, :longest], answered.ours, case.dtype)
-    texts, rows = dict(reference=written(tokenizer, ids), ours=answered.ours), []
+    texts, rows = dict(reference=decode_text(tokenizer, ids), ours=answered.ours), []
     lengths = (ids != tokenizer.pad_token_id).sum(1)
     for name, most in dict(reference=REFERENCE_TOKENS, ours=longest).items():
         row = about(case, name, t5.num_parameters()) | answering_speed(answered.turns[name], len(lengths))

@@ -11,7 +11,7 @@ from transformers import T5Config, T5ForConditionalGeneration
 
 from dsbs.method.multitask import Tokenised
 from dsbs.method.settings import TrainingConfig
-from dsbs.method.stack import Stack, StackedAnswers, StackedEngine, decode, encode, logits
+from dsbs.method.stack import Stack, StackedAnswers, StackedEngine, decode, encode, stacked_logits
 from dsbs.method.student import make_student, train_tokenizer
 from dsbs.method.training import micro_batches, set_up, update
 
@@ -67,7 +67,9 @@ def stack_logits(t5):
     ids, mask, written = (t[None] for t in asked())
     stack = Stack([t5]).eval()
     with torch.inference_mode():
-        return logits(stack, decode(stack, written, encode(stack, ids, mask), mask)).view(*written.shape[1:], -1)
+        return stacked_logits(stack, decode(stack, written, encode(stack, ids, mask), mask)).view(
+            *written.shape[1:], -1
+        )
 
 
 def cached_logits(t5):
@@ -77,7 +79,7 @@ def cached_logits(t5):
     with torch.inference_mode():
         memory = encode(stack, ids, mask)
         parts = [
-            logits(stack, decode(stack, new, memory, mask, cache)).unflatten(1, new.shape[1:])
+            stacked_logits(stack, decode(stack, new, memory, mask, cache)).unflatten(1, new.shape[1:])
             for new in written.split([2, 1, 1, 1], 2)
         ]
     return torch.cat(parts, 2)[0]
