@@ -1,6 +1,7 @@
 """Two engines, one loss: equal to the library and to each other; and a student of any family, trained, saved and
 asked with plain transformers."""
 
+import copy
 import json
 from dataclasses import replace
 
@@ -142,11 +143,16 @@ def test_the_loss_is_that_of_two_forward_passes(family, shared):
         assert is_near(ours.item(), theirs.item(), TOLERANCE['float32'])
 
 
-def loss_and_gradient(engine, family, shared, form):
+def loss_and_gradient(engine, family, some, form='paper', parts=1):
+    "Of rows, in one batch or as the sum of several that share its token counts."
     model = student(family)
     made = engine([model], rationale_weight=0.7, loss_form=form)
-    losses = made(made.collate([rows(shared)]))
-    losses['loss'].sum().backward()
+    batches = [made.collate([some[i::parts]]) for i in range(parts)]
+    totals, losses = sum(batch.token_counts() for batch in batches), {}
+    for batch in batches:
+        found = made(batch, totals)
+        found['loss'].sum().backward()
+        losses = {name: losses.get(name, 0) + loss.detach() for name, loss in found.items()}
     gradient = made.weights(model, lambda p: p.grad)
     return {name: loss.item() for name, loss in losses.items()}, gradient
 
@@ -155,12 +161,49 @@ def loss_and_gradient(engine, family, shared, form):
 @pytest.mark.parametrize('shared', [False, True], ids=['named at the encoder', 'named at the decoder'])
 @pytest.mark.parametrize('family', T5S)
 def test_both_engines_have_the_same_losses_and_gradients(family, shared, form):
-    (plain, a), (stacked, b) = (loss_and_gradient(e, family, shared, form) for e in (PlainEngine, StackedEngine))
+    both_the_same(*(loss_and_gradient(e, family, rows(shared), form) for e in (PlainEngine, StackedEngine)))
+
+
+def both_the_same(one, other):
+    (plain, a), (stacked, b) = one, other
     assert plain.keys() == stacked.keys() and all(is_near(plain[n], stacked[n]) for n in plain)
     norms = [sum(g.square().sum() for g in gradient.values()).sqrt().item() for gradient in (a, b)]
     assert a.keys() == b.keys() and is_near(*norms)
     for name in a:
         torch.testing.assert_close(a[name], b[name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize('shared', [False, True], ids=['named at the encoder', 'named at the decoder'])
+@pytest.mark.parametrize('engine', [PlainEngine, StackedEngine])
+def test_micro_batches_add_up_to_the_whole_batch_in_either_engine(engine, shared):
+    "Rows 1, 5 and 9 have no rationale, so one of four micro-batches has none."
+    parts = loss_and_gradient(engine, 't5 1.1', rows(shared), parts=4)
+    both_the_same(loss_and_gradient(PlainEngine, 't5 1.1', rows(shared)), parts)
+
+
+def test_both_engines_have_the_same_loss_without_rationales():
+    some = [Tokenised(row.label_input, row.label_target, [], []) for row in rows()]
+    plain, stacked = (loss_and_gradient(e, 't5 1.1', some) for e in (PlainEngine, StackedEngine))
+    assert list(plain[0]) == ['loss', 'label_loss']
+    both_the_same(plain, stacked)
+
+
+@pytest.mark.parametrize('largest', [1e-3, 1e6], ids=['shortened', 'left alone'])
+def test_each_student_of_a_stack_is_clipped_as_alone(largest):
+    models = [student('t5 1.0'), student('t5 1.0')]
+    with torch.no_grad():
+        models[1].shared.weight.mul_(0.5)
+    alone = [copy.deepcopy(model) for model in models]
+    both = StackedEngine(models)
+    both(both.collate([rows(), rows()[::-1]]))['loss'].sum().backward()
+    both.clip(largest)
+    for model, one, some in zip(models, alone, (rows(), rows()[::-1]), strict=True):
+        plain = PlainEngine([one])
+        plain(plain.collate([some]))['loss'].sum().backward()
+        plain.clip(largest)
+        found = both.weights(model, lambda p: p.grad)
+        for name, p in one.named_parameters():
+            torch.testing.assert_close(found[name], p.grad, rtol=1e-3, atol=1e-6 * max(1, min(largest, 1)))
 
 
 @pytest.mark.parametrize(
@@ -202,6 +245,21 @@ def test_both_engines_give_the_same_answers(family):
     )
     targets = [r.label_target for r in rows()]
     assert next_token_accuracy(plain, batches, targets) == next_token_accuracy(stacked, batches, targets)
+
+
+def test_an_answer_that_ends_is_padded_in_either_engine():
+    "The end token is made likely for some rows, so they end while others go on."
+    model, ended = student('t5 untied'), []
+    (batch,) = batch_by_length([r.label_input for r in rows()], 0)
+    first = torch.zeros(len(batch.ids), 1, dtype=torch.long)
+    with torch.no_grad():
+        hidden = model(batch.ids, batch.mask, decoder_input_ids=first, output_hidden_states=True)
+        hidden = hidden.decoder_hidden_states[-1][:, 0]
+        model.lm_head.weight[1] = 10 * (hidden[0] - hidden.mean(0))
+        for asked in (PlainAnswers(model), StackedAnswers(model)):
+            ended.append(asked.answer(asked.encode(batch.ids, batch.mask), batch.mask, 5).tolist())
+    plain, stacked = ended
+    assert plain == stacked and [1, 0, 0, 0, 0] in plain and any(1 not in ids for ids in plain), plain
 
 
 def test_a_run_through_either_engine():
