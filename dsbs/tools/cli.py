@@ -370,7 +370,7 @@ def _workflow(wanted, engine, folder):
 # %% ../../nbs/tools/46_cli.ipynb #2b0fe3c5
 WHAT_TO_DRAW = (
     argument('names', nargs='*', metavar='NAME', help='figures, such as fig4 (default: all)'),
-    argument('--preset', default='quick', help='recorded, smoke, quick (default), standin, own or paper'),
+    argument('--preset', default='quick', help='recorded, smoke, quick (default), prefix, standin, tune, own or paper'),
     argument(
         '--workers',
         type=whole_number,
@@ -506,7 +506,10 @@ def bench_arguments(*more):
             'device)',
         ),
         argument(
-            '--dtype', action='append', metavar='DTYPE', help='float32 or bfloat16; may be repeated (default: both)'
+            '--dtype',
+            action='append',
+            metavar='DTYPE',
+            help='float32 or bfloat16; may be repeated (default: those that the device has)',
         ),
         argument('--engine', metavar='ENGINE', help='stack or plain: which of ours is measured (default: stack)'),
         argument('--device', metavar='DEVICE', help='cpu or cuda (default: cuda where there is one)'),
