@@ -241,7 +241,7 @@ class Drawn(Measured):
         return fig
 
     def draw(self, figure: Callable[..., plt.Figure], *given, part: str = '') -> plt.Figure:
-        "Draw in the house's theme, and save."
+        "Draw in the theme of all figures, and save."
         with plt.rc_context(THEME):
             return self.save(figure(*given), part)
 
