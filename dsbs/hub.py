@@ -128,7 +128,7 @@ def cached_first(
     what: str,  # For the message
     revision: str = '',  # Branch, tag or commit on the hub
 ):  # What `load` returns
-    "Load a model that lies on this machine without asking anyone; ask the hub for any other."
+    "Load a folder, or a cached model that passes the check; ask the hub for any other."
     from huggingface_hub import try_to_load_from_cache
 
     folder, cached = os.path.expanduser(name), None

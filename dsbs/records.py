@@ -188,7 +188,7 @@ def write_text(path: Path, text: str) -> Path:
 # %% ../nbs/00_records.ipynb #3aeb367a
 def canonical_json(
     value,  # Anything JSON can hold
-) -> str:  # Text that is equal for equal values
+) -> str:  # Text that is equal for equal values of equal types
     "JSON with sorted keys, no spaces and no NaN."
     return json.dumps(value, sort_keys=True, separators=(',', ':'), ensure_ascii=False, allow_nan=False)
 

@@ -45,11 +45,11 @@ def invented_words(
     n: int,  # How many
     rng: random.Random,
 ) -> list[str]:  # Distinct pronounceable words, such as "dalo" or "wugem"
-    "Words that nobody knows."
+    "Words made of syllables; a few are real words, but their hidden values are not."
     onsets, vowels = 'bdfgjklmnprstvwz', 'aeiou'
     syllables = [c + v for c in onsets for v in vowels]
     words = [a + b + end for a, b, end in itertools.product(syllables, syllables, ('', 'k', 'm', 'n'))]
-    return rng.sample([w for w in words if w not in {'banana'}], n)
+    return rng.sample(words, n)
 
 
 # %% ../../nbs/data/04_embedded.ipynb #21b5c642

@@ -83,7 +83,7 @@ def _open_answers(path):
 
 
 # %% ../../nbs/teacher/12_questions.ipynb #8d0f7797
-def _is_overlooked(answer):  # an entry of an earlier version
+def _is_ignored(answer):  # an entry of an earlier version
     return answer.reason.startswith(('request refused', 'wrong model'))
 
 
@@ -99,7 +99,7 @@ class AnswerStore:
         "The answer to a question that was paid for before."
         found = self.db.execute('SELECT answer FROM answers WHERE key = ?', (key,)).fetchone()
         answer = Answer(**json.loads(found[0])) if found else None
-        return None if answer and _is_overlooked(answer) else answer
+        return None if answer and _is_ignored(answer) else answer
 
     def put(self, key: str, request: dict, answer: Answer):
         "Keep an answer, with what was asked; an answer that is there already stays."

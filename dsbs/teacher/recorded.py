@@ -96,7 +96,7 @@ def _misread(text, error, data_seed):
 class SimulatedTeacher:
     "A teacher of the embedded benchmark."
 
-    task: str  # One of `tasks.EMBEDDED`
+    task: str  # One of `embedded.EMBEDDED`
     error: float = TEACHER_ERROR  # Share of words about which it believes something false
     data_seed: int = 0  # Whose hidden facts it knows
 
