@@ -15,9 +15,9 @@ __all__ = [
     'judged',
     'most_tokens',
     'Clock',
-    'Asking',
-    'Asked',
-    'Call',
+    'AskSettings',
+    'AskResult',
+    'AskState',
     'new_call',
     'ask_all',
 ]
@@ -165,7 +165,7 @@ def _silent(done, sent, tokens):
 
 
 @dataclass(frozen=True)
-class Asking:
+class AskSettings:
     "How `ask_all` asks."
 
     concurrency: int = 8  # Questions under way at most
@@ -178,7 +178,7 @@ class Asking:
 
 # %% ../../nbs/teacher/15_live.ipynb #017e1246
 @dataclass
-class Asked:
+class AskResult:
     "What came of asking."
 
     answers: dict[tuple[str, int], Answer]  # (id, sample) -> answer; without those that were not asked
@@ -190,16 +190,16 @@ class Asked:
 
 # %% ../../nbs/teacher/15_live.ipynb #f114ae44
 @dataclass
-class Call:
+class AskState:
     "One call of `ask_all`, under way."
 
     backend: object  # With `endpoint`, `model` and `ask`
     store: AnswerStore
     sampling: Sampling
-    settings: Asking
+    settings: AskSettings
     health: Health
     queue: Queue = field(default_factory=Queue)
-    result: Asked = field(default_factory=lambda: Asked({}))
+    result: AskResult = field(default_factory=lambda: AskResult({}))
     rows: dict = field(default_factory=dict)  # key -> (id, sample) of all rows that ask the same
     under_way: dict = field(default_factory=dict)  # task -> (question, attempt)
     places: float = 1  # Questions that may be under way now
@@ -238,10 +238,10 @@ def _line_up(call, questions):
         call.rows.setdefault(key, []).append((question.id, question.sample))
 
 
-def new_call(questions, backend, store, sampling, settings) -> Call:
+def new_call(questions, backend, store, sampling, settings) -> AskState:
     "A call with its questions lined up."
     rows = len({question.id for question in questions})
-    call = Call(backend, store, sampling, settings, Health(rows, store.knows(backend.endpoint, backend.model)))
+    call = AskState(backend, store, sampling, settings, Health(rows, store.knows(backend.endpoint, backend.model)))
     call.places = float(settings.concurrency)
     _line_up(call, questions)
     return call
@@ -410,12 +410,12 @@ def ask_all(
     backend,  # With `endpoint`, `model`, `ask` and perhaps `close`
     store: AnswerStore,
     sampling: Sampling | None = None,  # `Sampling()` when not given
-    **settings,  # Fields of `Asking`
-) -> Asked:
+    **settings,  # Fields of `AskSettings`
+) -> AskResult:
     """Ask what was not answered before; every answer is stored as it comes.
 
     Raises `UsageError` or `WorkFailed` when nothing was answered and nothing would be."""
-    work = _ask_all(new_call(questions, backend, store, sampling or Sampling(), Asking(**settings)))
+    work = _ask_all(new_call(questions, backend, store, sampling or Sampling(), AskSettings(**settings)))
     try:
         asyncio.get_running_loop()
     except RuntimeError:

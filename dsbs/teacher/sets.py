@@ -27,6 +27,7 @@ __all__ = [
     'vote',
     'read_answer',
     'read_answers',
+    'way_of',
     'asked_in_same_way',
     'EarlierSet',
     'read_earlier',
@@ -37,6 +38,7 @@ __all__ = [
     'kept_failures',
     'call_counts',
     'set_quality',
+    'call_report',
     'write_set',
     'check_set_folder',
     'extract',
@@ -239,8 +241,8 @@ def check_join(
         raise UsageError(f'{path}: none of its {len(rows)} ids, such as {rows[0]["id"]!r}, {theirs}')
     strange = [row['id'] for row in rows if plain_text(row['id']) not in known]
     if strange:
-        told = f'are those of no row of {task.name}, such as {strange[0]!r}: left out'
-        say_once(f'{path}: {len(strange)} of {len(rows)} ids {told}')
+        where = f'are those of no row of {task.name}, such as {strange[0]!r}: left out'
+        say_once(f'{path}: {len(strange)} of {len(rows)} ids {where}')
     if not all(row['hashes'] for row in rows):
         say_once(f'{path.parent}: rows without "input" or "input_sha256" are joined to {task.name} by their ids alone')
 
@@ -356,7 +358,7 @@ class ExtractSettings:
         return Sampling(heat, self.max_tokens, () if self.asked_as == 'chat' else ('\n' + stop,))
 
     def asking(self) -> dict:
-        "The fields of `live.Asking`."
+        "The fields of `live.AskSettings`."
         same = {name: getattr(self, name) for name in ('concurrency', 'budget', 'progress')}
         return same | dict(tolerant=self.max_failed >= 1)
 
@@ -423,10 +425,17 @@ def read_answers(
     return read, failures
 
 
+# %% ../../nbs/teacher/17_sets.ipynb #acae82c6
+def way_of(prompt: Prompt, settings: ExtractSettings) -> dict:  # prompt (its hash), form, sampling, samples
+    "The way in which a call asks, as it stands in the card."
+    sampling = asdict(settings.sampling(prompt.form.stop))
+    return dict(prompt=prompt.hash, form=settings.asked_as, sampling=sampling, samples=settings.samples)
+
+
 # %% ../../nbs/teacher/17_sets.ipynb #f1053e09
 def asked_in_same_way(
     card: dict,  # Of an earlier call; empty when there is none
-    way: dict,  # prompt, form, sampling and samples of this call
+    way: dict,  # Of this call; see `way_of`
 ) -> bool:
     "Whether rows were asked for as a call asks, but for where an answer would have been cut short."
     if not card or any(card.get(name) != way[name] for name in ('prompt', 'form', 'samples')):
@@ -463,7 +472,7 @@ def _objects(path):
 def read_earlier(
     out: Path,  # Folder of a rationale set, which may be empty
     split: str,
-    way: dict,  # See `asked_in_same_way`
+    way: dict,  # See `way_of`
 ) -> EarlierSet:
     "Read the rows of a folder, as far as they can be used again."
     cards, by_input = set_cards(out), {}
@@ -565,6 +574,19 @@ def set_quality(task: Task, split: str, read: dict[str, dict | Reading], found: 
     return quality(known, [readings[r['id']] for r in known], task)
 
 
+# %% ../../nbs/teacher/17_sets.ipynb #2e202613
+def call_report(
+    task: Task,
+    split: str,
+    rows: list[dict],  # That the call asks for
+    read: dict[str, dict | Reading],  # From `read_answers`
+    found: dict[str, dict],  # From `merged_rows`
+) -> dict:  # That of `call_counts`, near_duplicates and quality
+    "What the card tells of a call's rows and of the set."
+    near = near_duplicates(task['test']['input'], [r['input'] for r in rows]) if split == 'train' else None
+    return call_counts(rows, read, found) | dict(near_duplicates=near, quality=set_quality(task, split, read, found))
+
+
 # %% ../../nbs/teacher/17_sets.ipynb #7638df2d
 def write_set(out: Path, rows: list[dict], failures: list[dict], prompt: Prompt, card: dict):
     "Write the files of a split, whose name stands in the card."
@@ -600,11 +622,11 @@ def extract(
     settings: ExtractSettings | None = None,  # `ExtractSettings()` when not given
 ) -> dict:  # The card; its `unwritten` says why the set was left as it was, where it was
     "Ask a teacher about the rows of a split and write its rationales as a set."
-    settings, out, prompt, every_row = settings or ExtractSettings(), Path(out), prompt_of(task), task[split].to_list()
+    settings, out = settings or ExtractSettings(), Path(out)
+    prompt, every_row = prompt_of(task), task[split].to_list()
     check_set_folder(out, task, backend.model)
-    rows, sampling = every_row[: settings.limit], settings.sampling(prompt.form.stop)
-    way = dict(prompt=prompt.hash, form=settings.asked_as, sampling=asdict(sampling), samples=settings.samples)
-    earlier = read_earlier(out, split, way)
+    rows, way = every_row[: settings.limit], way_of(prompt, settings)
+    sampling, earlier = settings.sampling(prompt.form.stop), read_earlier(out, split, way)
 
     def is_answered(question):
         return store.get(answer_key(question, backend.endpoint, backend.model, sampling)) is not None
@@ -613,18 +635,19 @@ def extract(
     asked = ask_all(questions, backend, store, sampling, **settings.asking())
     read, failures = read_answers(asked.answers, rows, prompt)
     found = merged_rows(every_row, read, earlier)
+
     card = dict(task=task.name, split=split, model=backend.model, endpoint=backend.endpoint)
-    card |= dict(label_set=list(task.label_set)) | way | call_counts(rows, read, found)
-    near = near_duplicates(task['test']['input'], [r['input'] for r in rows]) if split == 'train' else None
-    card |= dict(near_duplicates=near, quality=set_quality(task, split, read, found))
+    card |= dict(label_set=list(task.label_set)) | way | call_report(task, split, rows, read, found)
     card |= sent_otherwise(sampling, asked.answers.values(), earlier.card if card['reused'] else {})
     card |= dict(sent=asked.sent, tokens=asked.tokens, stopped=asked.stopped, why=asked.why, made=now())
     card['unwritten'] = why_not_written(every_row, found, earlier)
-    if not card['unwritten']:
-        if not earlier.same_way:
-            (out / f'{split}.card.json').unlink(missing_ok=True)
-        failures += kept_failures(every_row, read, earlier)
-        write_set(out, [*found.values(), *moved_rows(task, split, earlier)], failures, prompt, card)
+    if card['unwritten']:
+        return card
+
+    if not earlier.same_way:
+        (out / f'{split}.card.json').unlink(missing_ok=True)
+    failures += kept_failures(every_row, read, earlier)
+    write_set(out, [*found.values(), *moved_rows(task, split, earlier)], failures, prompt, card)
     return card
 
 
