@@ -4,12 +4,18 @@
 
 # %% auto #0
 __all__ = [
+    'STAND_IN',
+    'TERMS',
+    'FEW_SHOT',
+    'UNITS',
     'VERDICT',
     'DESCRIBED',
     'TIMED',
     'COSTS',
     'FigureAsked',
     'Planned',
+    'Text',
+    'explained',
     'as_table',
     'Measured',
     'beside_of',
@@ -19,6 +25,9 @@ __all__ = [
     'maps_figure',
     'headline_figure',
     'learning_figure',
+    'points_text',
+    'gain_lines',
+    'claim_lines',
     'Judged',
     'Study',
     'described',
@@ -37,7 +46,8 @@ from pathlib import Path
 import pandas as pd
 from matplotlib import pyplot as plt
 
-from .claims import JUDGED, judge
+from ..data.embedded import EMBEDDED
+from .claims import CLAIMS, JUDGED, judge
 from dsbs.evidence.grids import (
     PANELS,
     grid,
@@ -139,6 +149,55 @@ class Planned(FigureAsked):
         return pd.DataFrame(runs_table(self.panels))
 
 
+# %% ../../nbs/evidence/39_study.ipynb #5d0c7a11
+STAND_IN = (
+    "PaLM 540B's recorded rationales. Its validation rows stand in for its training rows; the student starts from "
+)
+STAND_IN += "random weights, so accuracies are far below the paper's."
+TERMS = {  # Panel or curve -> its sentence
+    'same_kind': 'hides a kind behind each invented word. *Are tidom and bopen alike?* Label: *no*. '
+    'Rationale: *They are birds and stones.*',
+    'heavier': 'hides a weight behind each invented word. *Are bifom heavier than sitan?* Label: *no*. '
+    'Rationale: *They weigh 2 and 3 kilos.*',
+    'more_picked': 'is the negative control: all that is needed is on view. *More fig than pear?*, after a list of '
+    'both. Rationale: *Because there are 7 fig and 2 pear.*',
+    'same_kind_augmented': 'is `same_kind` with further rows that have no human labels.',
+    'esnli_standin': 'is e-SNLI with ' + STAND_IN,
+    'standard': 'learns labels alone.',
+    'task_distillation': "is standard finetuning on the teacher's labels.",
+    'step_by_step': 'learns labels and rationales, as two tasks.',
+    'equal_compute': 'has more updates, and as many times the patience; see the table of runs.',
+    'single_task': 'learns the rationale and then the label as one target.',
+    'weaker_teacher': "learns the weaker teacher's rationales.",
+    'shuffled': 'has rationales that belong to other questions.',
+    'decoder': 'encodes an example once; the decoder is told the task by its first token.',
+}
+
+# %% ../../nbs/evidence/39_study.ipynb #5d0c7a13
+FEW_SHOT = """
+- **Few-shot CoT** is a large model that is prompted with worked examples, and not trained. Its line is the teacher's
+  accuracy, on the embedded tasks that of the simulated teacher."""
+
+
+class Text(str):
+    "Markdown that a notebook shows."
+
+    def _repr_markdown_(self) -> str:
+        return self
+
+
+def explained(
+    panels: dict[str, dict],  # panel -> curve -> anything
+) -> Text:
+    "What panels and curves are, as a list; those without a sentence are left out."
+    curves = dict.fromkeys(curve for some in panels.values() for curve in some)
+    names = {p: f'`{p}`' for p in panels} | {c: LOOKS[c].name for c in curves if c in LOOKS}
+    found = [f'- **{names[name]}** {TERMS[name]}' for name in names if name in TERMS]
+    if set(panels) & {*EMBEDDED, 'same_kind_augmented'}:
+        found.insert(0, '- **Embedded benchmark**: tasks that our own code generates, the same on every machine.')
+    return Text('\n'.join(found))
+
+
 # %% ../../nbs/evidence/39_study.ipynb #0f4857e5
 def as_table(
     lines: Sequence[str],  # Of a Markdown table
@@ -183,6 +242,11 @@ class Measured(Planned):
         "What differs from the paper."
         shown = self.panels | self.panels_beside
         return as_table(differences(self.figure, self.preset, shown or None))
+
+    def terms(self) -> Text:
+        "What the panels and curves are, and few-shot CoT, where a line is drawn for it."
+        known = set(self.found) & set(self.teachers)
+        return Text(explained(self.found) + (FEW_SHOT if known else ''))
 
 
 # %% ../../nbs/evidence/39_study.ipynb #930d5a63
@@ -294,6 +358,45 @@ def learning_figure(drawn: Drawn) -> plt.Figure:
     return fig
 
 
+# %% ../../nbs/evidence/39_study.ipynb #5d0c7a21
+UNITS = dict(n_train='training examples', parameters='parameters', rationale_weight='times the label loss')
+
+
+def points_text(
+    some: pd.DataFrame,  # Rows of `Study.gains` with one verdict
+) -> str:
+    "The values on the axis, and the gain at each."
+    axis = next(name for name in UNITS if name in some and some[name].notna().all())
+    points = [f'{value:,g} ({gain:+.1f})' for value, gain in zip(some[axis], some['gain'], strict=True)]
+    return f'{", ".join(points)} {UNITS[axis]}'
+
+
+# %% ../../nbs/evidence/39_study.ipynb #5d0c7a23
+def gain_lines(
+    gains: pd.DataFrame,  # From `Study.gains`
+    of: str,
+) -> list[str]:
+    "For each panel and other curve: where a curve is ahead, behind or undecided, with the gain in points."
+    found = []
+    for (panel, against), some in gains.groupby(['panel', 'against'], sort=False):
+        parts = [f'{verdict} at {points_text(s)}' for verdict, s in some.groupby('verdict', sort=False)]
+        found.append(f'- **{PANELS.get(panel, panel)}.** {LOOKS[of].name} against {against}: {"; ".join(parts)}.')
+    return found
+
+
+def claim_lines(
+    verdicts: pd.DataFrame,  # From `Study.verdicts`
+) -> list[str]:
+    "Each claim, and its verdict on each dataset where runs can judge it."
+    texts, found = {c.id: c.text for c in CLAIMS}, []
+    for name, some in verdicts[verdicts['data'] != ''].groupby('id', sort=False):
+        parts = [
+            f'{verdict.capitalize()} on {"; ".join(s["data"])}' for verdict, s in some.groupby('verdict', sort=False)
+        ]
+        found.append(f'- *{texts[name].rstrip(".")}.* {". ".join(parts)}.')
+    return found
+
+
 # %% ../../nbs/evidence/39_study.ipynb #fe3b0b33
 VERDICT = ('id', 'preset', 'data', 'verdict', 'effect', 'unit', 'interval', 'n', 'detail')
 
@@ -320,6 +423,13 @@ class Judged(Drawn):
         place = self.folders.reports if self.preset == 'recorded' else self.out
         rows = judge(place / 'results', self.preset, self.figure, self.teachers)
         return pd.DataFrame(rows, columns=VERDICT)
+
+    def answer(self, of: str = 'step_by_step', over: Sequence[str] = ()) -> Text:
+        "The differences and the verdicts in words; differences only where runs vary along one axis."
+        shown = self.unchanged | self.panels_beside
+        plain = all(len(axes_of(shown[p])) < 2 for p in self.found)
+        lines = gain_lines(self.gains(of, over), of) if plain else []
+        return Text('\n'.join([*lines, *claim_lines(self.verdicts())]))
 
     def paper(self) -> pd.DataFrame:
         "The paper's own numbers, and what others measured when they repeated step-by-step."
