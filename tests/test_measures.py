@@ -1,4 +1,4 @@
-"Notebooks stay readable: short cells, each shown in use, one statement a line. `python tests/measures.py` prints the measures."
+"Notebooks stay readable: short cells, each shown in use, one statement a line; tests/measures.py prints the measures."
 
 import statistics
 

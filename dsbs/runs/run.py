@@ -13,6 +13,7 @@ __all__ = [
     'make_engine',
     'made_on',
     'as_plain',
+    'unseen_labels',
     'tokenizer_texts',
     'views_of',
     'asked_examples',
@@ -130,7 +131,8 @@ def as_plain(example: Example, special: tuple[str, ...], separator: str) -> Exam
 
 
 # %% ../../nbs/runs/28_run.ipynb #7e4cee39
-def _new_labels(data):  # that stand on no training row
+def unseen_labels(data: Prepared) -> list[str]:
+    "Labels that stand on no training row."
     splits = [set(split['label']) for split in data.task.splits.values()]
     said = {r.label for r in data.readings.values() if r.ok} | {e.label for e in data.extra}
     return sorted(set(data.task.label_set).union(said, *splits) - set(data.task['train']['label']))
@@ -152,7 +154,7 @@ def tokenizer_texts(data: Prepared):
         yield e.label
         if said:
             yield e.rationale
-    for text in _new_labels(data):
+    for text in unseen_labels(data):
         yield as_text(text, SPECIAL)
 
 

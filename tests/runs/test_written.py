@@ -157,7 +157,7 @@ def test_a_student_from_random_weights_can_write_labels_that_stand_elsewhere(onl
 @pytest.mark.parametrize('method', ['standard', 'single_task'])
 def test_where_the_teacher_has_no_other_labels_the_text_is_what_it_was(task, method):
     data = prepare(make_spec(dict(task=task, method=method)))
-    made = list(runs._tokenizer_texts(data, 'paper', method))
+    made = list(runs.tokenizer_texts(data))
     was = []
     for row in data.task['train'].to_list():
         was += ['So the answer is'] * (method == 'single_task') + [
@@ -178,7 +178,7 @@ def test_the_recorded_stand_in_is_read_as_it_was(recorded):
             assert as_text(text, special, '</s>') == text and text.count('</s>') == 1
     assert not any(
         as_text(t, special) != t for r in data.readings.values() for t in (r.rationale, r.label)
-    ) and not runs._new_labels(data)
+    ) and not runs.unseen_labels(data)
 
 
 def test_recipes_of_recorded_tasks_stay_and_those_of_others_are_new():
