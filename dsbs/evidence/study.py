@@ -185,6 +185,9 @@ class Text(str):
     def _repr_markdown_(self) -> str:
         return self
 
+    def __repr__(self) -> str:
+        return str(self)
+
 
 def explained(
     panels: dict[str, dict],  # panel -> curve -> anything
