@@ -78,6 +78,12 @@ def test_readme_is_in_step():
     assert (ROOT / 'README.md').read_text() == readme_text()
 
 
+def test_the_front_page_names_the_rooms_as_they_are():
+    from dsbs.tools.readme import rooms_table
+
+    assert rooms_table() in (ROOT / 'README.md').read_text(), 'run nbs/index.ipynb again, then make export'
+
+
 def test_conda_pins_equal_pip_pins():
     environment = yaml.safe_load((ROOT / 'environment.yml').read_text())
     python, pip, nested = environment['dependencies']
