@@ -49,11 +49,10 @@ export: $(STAMP)
 	$(BIN)/ruff format --quiet nbs tests setup.py
 	$(BIN)/nbdev_clean --fname nbs
 	$(BIN)/nbdev_export
-	$(BIN)/ruff format --quiet dsbs
 	$(BIN)/python -c "from dsbs.evidence.reporting import write_readme; write_readme()"
 
 check: $(STAMP)
-	$(BIN)/ruff format --check nbs dsbs tests setup.py
+	$(BIN)/ruff format --check nbs tests setup.py
 	$(BIN)/ruff check nbs dsbs tests setup.py
 	$(BIN)/python -m pytest -q tests/test_in_step.py tests/test_measures.py
 

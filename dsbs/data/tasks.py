@@ -28,7 +28,6 @@ def is_task_folder(
         return False
     return '/' in name or os.sep in name or os.path.isfile(os.path.join(name, 'task.toml'))
 
-
 # %% ../../nbs/data/07_tasks.ipynb #2e1f4f91
 def load_task(
     name: str,  # One of `TASKS`, or the path of a task folder

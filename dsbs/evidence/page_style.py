@@ -12,12 +12,10 @@ from dataclasses import dataclass, field
 
 from jinja2 import DictLoader, Environment, StrictUndefined
 
-
 # %% ../../nbs/evidence/40_page_style.ipynb #5318313d
 def without_controls(text: str) -> str:
     "A text in which the characters that no page may hold are replacement marks."
     return re.sub('[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]', '\N{REPLACEMENT CHARACTER}', text)
-
 
 # %% ../../nbs/evidence/40_page_style.ipynb #e04d7cb7
 TEMPLATES: dict[str, str] = {}  # name -> text
@@ -33,7 +31,6 @@ def render(
 ) -> str:
     "A template with its values filled in, as HTML."
     return without_controls(environment.get_template(template).render(values)).strip()
-
 
 # %% ../../nbs/evidence/40_page_style.ipynb #8beb5fc4
 @dataclass(frozen=True)
@@ -63,7 +60,6 @@ def as_cells(values: Iterable) -> list[Cell]:
 def make_table(heads: Sequence, rows: Iterable[Sequence], caption: str = '', row_heads: int = 1) -> Table:
     "A table of cells, texts and numbers."
     return Table(as_cells(heads), [as_cells(row) for row in rows], caption, row_heads)
-
 
 # %% ../../nbs/evidence/40_page_style.ipynb #96b1b530
 TEMPLATES['tables'] = """

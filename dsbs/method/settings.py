@@ -20,7 +20,6 @@ SCRATCH = {  # name -> (width, layers)
     for width, layers in ((16, 2), (32, 1), (32, 2), (64, 1), (64, 2), (128, 2), (256, 4), (512, 6))
 }
 
-
 # %% ../../nbs/method/19_settings.ipynb #cd40e3d5
 def check_student(name: str) -> str:
     "Return `name` if it can be a student; a `UsageError` that gives the reason if not."
@@ -34,7 +33,6 @@ def check_student(name: str) -> str:
         'a pretrained t5-v1_1-*, t5-* or flan-t5-*, or a folder with a model'
     )
 
-
 # %% ../../nbs/method/19_settings.ipynb #9ce261b8
 def student_hash(
     name: str,
@@ -46,7 +44,6 @@ def student_hash(
     files = [p for p in sorted(folder.iterdir()) if p.suffix in ('.json', '.safetensors', '.model')]
     return hash_json({p.name: hash_file(p) for p in files})
 
-
 # %% ../../nbs/method/19_settings.ipynb #9bc547b4
 LOSS_FORMS = ('paper', 'authors')
 
@@ -57,7 +54,6 @@ def loss_scale(
 ) -> float:
     "The factor before `label_loss + rationale_weight * rationale_loss`."
     return 1 / (1 + rationale_weight) if one_of('loss_form', loss_form, LOSS_FORMS) == 'authors' else 1.0
-
 
 # %% ../../nbs/method/19_settings.ipynb #ad22c4b3
 @dataclass(frozen=True)
@@ -79,7 +75,6 @@ class TrainingConfig:
 
     def __post_init__(self):
         check_training(self)
-
 
 # %% ../../nbs/method/19_settings.ipynb #56340b33
 def check_training(config: TrainingConfig):

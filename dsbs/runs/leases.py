@@ -19,7 +19,6 @@ from pathlib import Path
 
 from ..records import canonical_json, now
 
-
 # %% ../../nbs/runs/31_leases.ipynb #6f7501f5
 def _where():  # this boot of this machine, and the container; empty where the system does not tell
     try:
@@ -34,7 +33,6 @@ def _started(pid):  # when a process of this machine began, in ticks since boot;
     except OSError:
         return None
     return None if state in 'ZX' else int(rest[18])
-
 
 # %% ../../nbs/runs/31_leases.ipynb #5f0bca5e
 HOLDER = ('host', 'where', 'pid', 'started', 'since', 'token')  # What a lease's file holds
@@ -53,7 +51,6 @@ def _read_holder(text):
         holder = None
     return holder if isinstance(holder, dict) and set(HOLDER) <= set(holder) else dict.fromkeys(HOLDER)
 
-
 # %% ../../nbs/runs/31_leases.ipynb #b3cea536
 BEAT, STALE = 5.0, 30.0  # Seconds between two signs of life; seconds without one after which a lease is free
 
@@ -68,7 +65,6 @@ def file_clock(
     except OSError:
         return time.time()
 
-
 # %% ../../nbs/runs/31_leases.ipynb #0c0a7b9e
 def _newest(folder):  # number, text and last sign of life of the newest lease; -1: there is none
     names = [re.fullmatch(r'lease\.(\d+)\.json', p.name) for p in Path(folder).glob('lease.*.json')]
@@ -78,7 +74,6 @@ def _newest(folder):  # number, text and last sign of life of the newest lease; 
             return number, f.read(), os.fstat(f.fileno()).st_mtime
     except FileNotFoundError:
         return -1, '', 0.0
-
 
 # %% ../../nbs/runs/31_leases.ipynb #29f27c75
 def _is_alive(holder, age, stale):  # ages in seconds
@@ -99,7 +94,6 @@ def lease_holder(
     if not _is_alive(holder, age, STALE if stale is None else stale):
         return None
     return {name: holder[name] for name in ('host', 'pid', 'since')}
-
 
 # %% ../../nbs/runs/31_leases.ipynb #b7407dc9
 class LeaseLost(RuntimeError):
@@ -140,7 +134,6 @@ class Lease:
             self.over.set()
             _give_back(self, done)
 
-
 # %% ../../nbs/runs/31_leases.ipynb #00a6b375
 def _is_ours(lease):
     try:
@@ -163,7 +156,6 @@ def _give_back(lease, done):
     elif not lease.lost and _is_ours(lease):
         with contextlib.suppress(FileNotFoundError):
             os.utime(lease.path, (0, 0))
-
 
 # %% ../../nbs/runs/31_leases.ipynb #69fc4399
 def take_lease(

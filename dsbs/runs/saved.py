@@ -22,7 +22,6 @@ from ..records import Folders, UsageError, canonical_json, is_main_process, writ
 from .run import SHOWN, questions, train_runs
 from .specs import RunSpec, prepare
 
-
 # %% ../../nbs/runs/29_saved.ipynb #42b841d8
 def answer_as_scored(
     t5,
@@ -31,7 +30,6 @@ def answer_as_scored(
     "Give a student the generation settings with which it was scored, in place of those it came with."
     t5.generation_config = answer_settings(t5, max_new_tokens)
     t5.config.task_specific_params = None
-
 
 # %% ../../nbs/runs/29_saved.ipynb #0e642bda
 def ask_saved(
@@ -57,7 +55,6 @@ def ask_saved(
 
     return [ask(text) for text in questions]
 
-
 # %% ../../nbs/runs/29_saved.ipynb #c98a5df4
 TIES = dict(float32=1e-3, bfloat16=0.25)  # dtype of the scoring -> logits by which two pieces are as good as equal
 
@@ -81,7 +78,6 @@ def check_saved(
             f'the saved student answers otherwise than was scored ({len(differ)} of {len(recorded)} questions): '
             f'{now[:60]!r} where {before[:60]!r} is recorded, to {question[:80]!r}; it was not saved'
         )
-
 
 # %% ../../nbs/runs/29_saved.ipynb #e002a7e3
 def _lines_that_ask(record):  # Markdown
@@ -113,7 +109,6 @@ def _how_to_ask(record):  # the same in a sentence
     )
     return f'Ask it for a label: write {write}; it generates {writes}.{pieces}'
 
-
 # %% ../../nbs/runs/29_saved.ipynb #9529b80b
 def _as_text(name):  # in Markdown
     return re.sub(r'([<>&`\[\]!])', r'\\\1', ' '.join(name.split()))
@@ -134,7 +129,6 @@ def _facts(record):  # a line each
         f'run {record["key"]}, commit {made["commit"]}{dirty}; the whole record is in record.json',
     ]
 
-
 # %% ../../nbs/runs/29_saved.ipynb #ad09b214
 def model_card(record: dict) -> str:  # Markdown
     "What a saved student is, how it was made and how good it is."
@@ -149,7 +143,6 @@ def model_card(record: dict) -> str:  # Markdown
         '\n'.join(f'- {fact}' for fact in _facts(record)),
     ]
     return '\n\n'.join(parts) + '\n'
-
 
 # %% ../../nbs/runs/29_saved.ipynb #d510e3f6
 def _save(folder, trained, asked):
@@ -170,7 +163,6 @@ def _save(folder, trained, asked):
     finally:
         shutil.rmtree(half, ignore_errors=True)
 
-
 # %% ../../nbs/runs/29_saved.ipynb #a68ab7e3
 def _new_folder(folder):
     folder = Path(os.path.abspath(os.path.expanduser(folder)))
@@ -188,7 +180,6 @@ def _keep_record(record, run_folder):
     if not path.exists():
         write_text(path, canonical_json(record))
     return path
-
 
 # %% ../../nbs/runs/29_saved.ipynb #66ff0e74
 def run_and_save(

@@ -32,13 +32,11 @@ from dsbs.records import (
 from .run import made_on, train_runs
 from .specs import ADDED, key_of, make_spec, prepare, recipe
 
-
 # %% ../../nbs/runs/30_verifying.ipynb #c4a0de6f
 def same_numbers(record: dict) -> str:
     "A record's text without the time, the machine and the state of the checkout, which may differ."
     fixed = {name: value for name, value in record.items() if name not in ('time', 'provenance')}
     return canonical_json(fixed | dict(versions=record['provenance']['versions']))
-
 
 # %% ../../nbs/runs/30_verifying.ipynb #43a6fd2c
 def _records_in(path):  # one as JSON, or one a line
@@ -47,7 +45,6 @@ def _records_in(path):  # one as JSON, or one a line
         return [record] if isinstance(record, dict) else []
     except (ValueError, RecursionError):
         return [record for _, record in read_jsonl(path)]
-
 
 # %% ../../nbs/runs/30_verifying.ipynb #6a55151e
 def _records_named(name, folders):  # (file, record); an error where there is none
@@ -66,14 +63,12 @@ def _records_named(name, folders):  # (file, record); an error where there is no
         raise UsageError(f'no record of {name!r} in {folders.runs} or {folders.reports / "results"}')
     return found
 
-
 # %% ../../nbs/runs/30_verifying.ipynb #0ecda37c
 NEEDED = {'key', 'spec', 'metrics', 'history', 'evaluations', 'data', 'provenance'}  # Of a record that is checked
 
 
 def _numbers(record):  # all that is to be equal when a run is made again
     return {name: value for name, value in record.items() if name not in ('spec', 'time', 'provenance')}
-
 
 # %% ../../nbs/runs/30_verifying.ipynb #67661e28
 def record_named(
@@ -92,7 +87,6 @@ def record_named(
         raise UsageError(f'{files} have records of {name!r} that differ: give the file')
     return record
 
-
 # %% ../../nbs/runs/30_verifying.ipynb #36fa7736
 def _of_accuracies(m, evaluations):  # (field, recorded, what would fit)
     best, last = max(e['validation_accuracy'] for e in evaluations), evaluations[-1]
@@ -107,7 +101,6 @@ def _of_accuracies(m, evaluations):  # (field, recorded, what would fit)
             fits[name] = round(100 * round(m[name] * m['n_test'] / 100) / m['n_test'], 4)
     return [(f'metrics.{name}', m[name], value) for name, value in fits.items()]
 
-
 # %% ../../nbs/runs/30_verifying.ipynb #dd44da7e
 def _prepare_again(record, folders):
     spec, made = make_spec(ADDED | record['spec']), record['provenance']
@@ -117,7 +110,6 @@ def _prepare_again(record, folders):
             f'check out commit {made.get("commit")} to make it again'
         )
     return prepare(spec, folders)
-
 
 # %% ../../nbs/runs/30_verifying.ipynb #f4769b00
 def _contradictions(record, data):  # field, recorded, rerun: what would fit
@@ -132,7 +124,6 @@ def _contradictions(record, data):  # field, recorded, rerun: what would fit
         raise UsageError(f'the data here are not those of the record: {", ".join(other)} of {data.task.name} differ')
     return wrong
 
-
 # %% ../../nbs/runs/30_verifying.ipynb #33006dae
 def check_record(
     record: dict,
@@ -140,7 +131,6 @@ def check_record(
 ) -> list[dict]:  # Each: field, recorded, rerun: what would fit
     "Contradictions within a record; a `UsageError` when it cannot be made again here."
     return _contradictions(record, _prepare_again(record, folders))
-
 
 # %% ../../nbs/runs/30_verifying.ipynb #8db754c7
 def _leaves(value, name=''):  # (field, value), such as ('history[10].loss', 0.5); the rows of a list by their step
@@ -152,7 +142,6 @@ def _leaves(value, name=''):  # (field, value), such as ('history[10].loss', 0.5
         return [(name, value)]
     return [leaf for part, v in parts for leaf in _leaves(v, part)]
 
-
 # %% ../../nbs/runs/30_verifying.ipynb #67874da7
 def _differences(record, again):
     recorded, rerun = dict(_leaves(_numbers(record))), dict(_leaves(_numbers(again)))
@@ -161,7 +150,6 @@ def _differences(record, again):
         for field, value in recorded.items()
         if field not in rerun or rerun[field] != value
     ]
-
 
 # %% ../../nbs/runs/30_verifying.ipynb #69b43ff4
 def _not_recorded(record, again):  # fields that an older record lacks: of a list the list, of all of a part the part
@@ -173,14 +161,12 @@ def _not_recorded(record, again):  # fields that an older record lacks: of a lis
 
     return sorted({part(field) for field in rerun} - {part(field) for field in recorded})
 
-
 # %% ../../nbs/runs/30_verifying.ipynb #8bca535d
 def _machines(recorded, here):  # provenance of both -> how the machines differ
     names = ('device', 'device_name', 'isa', 'python', 'versions', 'machine')
     there, ours = (dict(_leaves({name: p[name] for name in names if name in p})) for p in (recorded, here))
     differ = [dict(field=f, recorded=v, rerun=ours.get(f)) for f, v in there.items() if ours.get(f) != v]
     return dict(kind='different' if differ else 'same', differences=differ, not_recorded=sorted(set(ours) - set(there)))
-
 
 # %% ../../nbs/runs/30_verifying.ipynb #58aaefb4
 def _why_digits_differ(record, machine):  # empty: nothing lets them
@@ -195,7 +181,6 @@ def _why_digits_differ(record, machine):  # empty: nothing lets them
     }
     return [reason for reason, true in reasons.items() if true]
 
-
 # %% ../../nbs/runs/30_verifying.ipynb #47bcfa90
 def _tolerances(record):  # losses relative, accuracies in points
     m = record['metrics']
@@ -205,7 +190,6 @@ def _tolerances(record):  # losses relative, accuracies in points
         test_accuracy=round(accuracy_tolerance(m['n_test']), 2),
         validation_accuracy=round(accuracy_tolerance(m['n_validation']), 2),
     )
-
 
 # %% ../../nbs/runs/30_verifying.ipynb #53891a4c
 COUNTED = (  # Beginnings of fields that are counted
@@ -229,12 +213,10 @@ def _near(record, difference):  # whether it may be, where the last digits diffe
         return True
     return abs(recorded - rerun) <= allowed['validation_accuracy' if 'validation' in field else 'test_accuracy']
 
-
 # %% ../../nbs/runs/30_verifying.ipynb #52891e1d
 def _as_made(record, data):  # by the engine that made it; before there was a choice, that was the stack
     engine = record['provenance'].get('engine', 'stack')
     return replace(data, spec=replace(data.spec, engine=engine))
-
 
 # %% ../../nbs/runs/30_verifying.ipynb #cbe5c21b
 def verify(

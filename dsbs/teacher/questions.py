@@ -14,7 +14,6 @@ from pathlib import Path
 
 from ..records import canonical_json, hash_json, now
 
-
 # %% ../../nbs/teacher/12_questions.ipynb #c14c20d3
 @dataclass(frozen=True)
 class Question:
@@ -25,7 +24,6 @@ class Question:
     prompt: str = ''  # `Prompt.hash`
     sample: int = 0
 
-
 # %% ../../nbs/teacher/12_questions.ipynb #e769b0d8
 @dataclass(frozen=True)
 class Sampling:
@@ -34,7 +32,6 @@ class Sampling:
     temperature: float = 0.0
     max_tokens: int = 256  # Of one answer
     stop: tuple[str, ...] = ()  # Texts at which an answer ends
-
 
 # %% ../../nbs/teacher/12_questions.ipynb #3e0ac4fe
 @dataclass(frozen=True)
@@ -48,7 +45,6 @@ class Answer:
     raw: str = ''  # What came in place of an answer
     served: str = ''  # The name under which the server's model answered, where it differs from the one asked for
     changed: str = ''  # What was sent otherwise than asked for; see `servers.Dialect`
-
 
 # %% ../../nbs/teacher/12_questions.ipynb #86419f11
 def answer_key(
@@ -70,7 +66,6 @@ def answer_key(
         )
     )
 
-
 # %% ../../nbs/teacher/12_questions.ipynb #f3079a83
 def _open_answers(path):
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -81,11 +76,9 @@ def _open_answers(path):
         db.execute(f'CREATE TABLE IF NOT EXISTS answers({columns}) STRICT')
     return db
 
-
 # %% ../../nbs/teacher/12_questions.ipynb #8d0f7797
 def _is_ignored(answer):  # an entry of an earlier version
     return answer.reason.startswith(('request refused', 'wrong model'))
-
 
 # %% ../../nbs/teacher/12_questions.ipynb #df006e0b
 class AnswerStore:

@@ -16,7 +16,6 @@ from ..data.examples import Task
 from ..data.paper import PAPER, load_rows
 from ..records import UsageError
 
-
 # %% ../../nbs/teacher/11_recorded.ipynb #7d9c77ba
 def _completion_files(
     folder,  # Such as data/cqa
@@ -33,7 +32,6 @@ def _completion_files(
         raise UsageError(f'{folder.name}: {word}_CoT_{missing[0]}.json is missing in {folder / "llm"}')
     return [numbers[i] for i in sorted(numbers)]
 
-
 # %% ../../nbs/teacher/11_recorded.ipynb #59352e5b
 def _read_completions(path):
     try:
@@ -46,7 +44,6 @@ def _read_completions(path):
         if not isinstance(text, str):
             raise UsageError(f'{path}: expected text at place {place}')
     return texts
-
 
 # %% ../../nbs/teacher/11_recorded.ipynb #1419d3bb
 def recorded_completions(
@@ -63,7 +60,6 @@ def recorded_completions(
         raise UsageError(f'{task.name} {source}: {len(rows)} rows but {where}; both must be whole')
     return {row['id']: text for row, text in zip(rows, texts)}
 
-
 # %% ../../nbs/teacher/11_recorded.ipynb #7b9ce95b
 TEACHER_ERROR = 0.05  # Share of false beliefs, unless another is asked for
 
@@ -78,7 +74,6 @@ def _beliefs(name, error, data_seed):  # word -> what the teacher holds true of 
         beliefs[word] = rng.choice([value for value in task.values if value != fact]) if word in false else fact
     return beliefs
 
-
 # %% ../../nbs/teacher/11_recorded.ipynb #3f4beb51
 def _misread(text, error, data_seed):
     rng = random.Random(f'{data_seed} misread {text}')
@@ -89,7 +84,6 @@ def _misread(text, error, data_seed):
     one, other = FRUITS if FRUITS[0] in words[at] else FRUITS[::-1]
     words[at] = words[at].replace(one, other)
     return ' '.join(words)
-
 
 # %% ../../nbs/teacher/11_recorded.ipynb #45ee59e3
 @dataclass(frozen=True)
@@ -112,7 +106,6 @@ class SimulatedTeacher:
         thoughts = [task.think(beliefs, text) for text in inputs]
         return [f'{rationale} So the answer is {label}.' for rationale, label in thoughts]
 
-
 # %% ../../nbs/teacher/11_recorded.ipynb #ac1346d6
 def completions(
     task: Task,  # A built-in task
@@ -126,7 +119,6 @@ def completions(
         return dict(zip(rows['id'], teacher.complete(rows['input'])))
     recorded = recorded_completions(task, split)
     return {i: recorded[i] for i in rows['id']}
-
 
 # %% ../../nbs/teacher/11_recorded.ipynb #85024796
 def teacher_name(

@@ -16,7 +16,6 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from ..evidence.plotting import save_figure
 from ..records import project_root
 
-
 # %% ../../nbs/tools/47_readme.ipynb #1d79f2d9
 @dataclass(frozen=True)
 class Room:
@@ -36,7 +35,6 @@ class Room:
         "The name of its module within the wing."
         return self.path.stem.partition('_')[2]
 
-
 # %% ../../nbs/tools/47_readme.ipynb #8bbf55d0
 def read_room(
     path: Path,  # Of a numbered notebook
@@ -48,14 +46,12 @@ def read_room(
     sentence = ' '.join(line.removeprefix('> ') for line in rest.strip().splitlines() if line.startswith('> '))
     return Room(path.relative_to(top), title.removeprefix('# '), sentence)
 
-
 # %% ../../nbs/tools/47_readme.ipynb #d702d678
 def all_rooms() -> list[Room]:
     "The rooms of the house in reading order."
     top = project_root() / 'nbs'
     paths = sorted(top.glob('**/[0-9][0-9]_*.ipynb'), key=lambda path: path.name)
     return [read_room(path, top) for path in paths if '.ipynb_checkpoints' not in path.parts]
-
 
 # %% ../../nbs/tools/47_readme.ipynb #880675e5
 WINGS = {  # folder -> the question that it answers, in reading order
@@ -68,7 +64,6 @@ WINGS = {  # folder -> the question that it answers, in reading order
     'tools': 'Use it',
 }
 
-
 # %% ../../nbs/tools/47_readme.ipynb #661cee1a
 def rooms_table() -> str:
     "All rooms as a Markdown table, with links that work at the top of the project."
@@ -77,7 +72,6 @@ def rooms_table() -> str:
         wing = f'`{room.wing}/`' if room.wing else 'ground floor'
         lines.append(f'| {wing} | [`{room.name}`](nbs/{room.path}) | {room.sentence} |')
     return '\n'.join(lines)
-
 
 # %% ../../nbs/tools/47_readme.ipynb #c4a4e491
 WAY = {  # folder -> one example on its way: what it is on this floor
@@ -90,7 +84,6 @@ WAY = {  # folder -> one example on its way: what it is on this floor
 }
 
 COLOURS = ('#dddddd', '#cfe8f6', '#d5efe3', '#fbe3c0', '#f6d9e8', '#f8f3bf', '#e4e0f2')  # Tints of Okabe and Ito's
-
 
 # %% ../../nbs/tools/47_readme.ipynb #8fc2ad50
 def _lines(words, width):
@@ -110,7 +103,6 @@ def _floor(ax, y, wing, names, colour):
     if wing in WAY:
         ax.text(8.35, y + 0.45, WAY[wing], size=8, va='center', ha='center', style='italic', linespacing=1.4)
 
-
 # %% ../../nbs/tools/47_readme.ipynb #e8ad85bd
 def house_figure() -> plt.Figure:
     "The wings of the house as floors, and one example's way up through them."
@@ -128,7 +120,6 @@ def house_figure() -> plt.Figure:
     ax.set(xlim=(-0.05, 10.05), ylim=(-0.1, len(WINGS) + 0.4))
     ax.axis('off')
     return fig
-
 
 # %% ../../nbs/tools/47_readme.ipynb #182078a2
 def write_house() -> list[Path]:
