@@ -76,9 +76,9 @@ def _set_failure_aside(folder):
 
 # %% ../../nbs/runs/32_experiments.ipynb #94202d54
 def _clean_up(folder):  # of a run that is done
-    left = ['error.txt', 'error.before.txt', *(p.name for p in folder.glob('lease.*.json'))]
-    for name in left:
-        (folder / name).unlink(missing_ok=True)
+    logs = [folder / 'error.txt', folder / 'error.before.txt']
+    for path in [*logs, *folder.glob('lease.*.json'), *folder.glob('.lease.*')]:
+        path.unlink(missing_ok=True)
     shutil.rmtree(folder / 'checkpoints', ignore_errors=True)
 
 # %% ../../nbs/runs/32_experiments.ipynb #d9ed241a

@@ -151,11 +151,25 @@ def _keep_alive(lease):
 
 def _give_back(lease, done):
     if done and not lease.lost:
-        for path in lease.path.parent.glob('lease.*.json'):
+        for path in [*lease.path.parent.glob('lease.*.json'), *lease.path.parent.glob('.lease.*')]:
             path.unlink(missing_ok=True)
     elif not lease.lost and _is_ours(lease):
         with contextlib.suppress(FileNotFoundError):
             os.utime(lease.path, (0, 0))
+
+# %% ../../nbs/runs/31_leases.ipynb #1b64c507
+def _put(path, text):  # A FileExistsError when another was quicker
+    half = path.with_name(f'.{path.name}.{secrets.token_hex(4)}')
+    half.write_text(text, encoding='utf-8')
+    try:
+        os.link(half, path)
+    except FileExistsError:
+        raise
+    except OSError:
+        with open(path, 'x', encoding='utf-8') as f:
+            f.write(text)
+    finally:
+        half.unlink(missing_ok=True)
 
 # %% ../../nbs/runs/31_leases.ipynb #69fc4399
 def take_lease(
@@ -171,8 +185,7 @@ def take_lease(
         return None
     path, holder = folder / f'lease.{number + 1}.json', _this_process()
     try:
-        with open(path, 'x', encoding='utf-8') as f:
-            f.write(canonical_json(holder))
+        _put(path, canonical_json(holder))
     except FileExistsError:
         return None
     return Lease(path, holder['token'], BEAT if beat is None else beat)

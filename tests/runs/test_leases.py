@@ -1,6 +1,7 @@
 "Several launchers on one folder of runs: nothing made twice, nothing lost, and an end when one is asked for."
 
 import contextlib
+import errno
 import json
 import os
 import random
@@ -155,6 +156,32 @@ def test_two_launchers_one_of_them_killed(tmp_path, quick, rounds):
         quick.setattr(experiments, '_train', stand_in(folder))
         taken_over += one_round(folder, rng)
     assert taken_over >= rounds / 4
+
+
+@needs_proc
+@pytest.mark.parametrize('where, step', [(leases, 'canonical_json'), (os, 'link')], ids=['before', 'written'])
+def test_a_process_killed_while_it_takes_a_lease_holds_nothing(tmp_path, monkeypatch, where, step):
+    "Before its file is written, and before it has its name: a lease cut short would be held until it is stale."
+    monkeypatch.setattr(where, step, lambda *args, **kw: os._exit(9))
+    process = FORK.Process(target=take_lease, args=(tmp_path,))
+    process.start()
+    process.join(HANGS)
+    monkeypatch.undo()
+    assert process.exitcode == 9 and lease_holder(tmp_path) is None
+    lease = take_lease(tmp_path)
+    lease.release(done=True)
+    assert lease and not list(tmp_path.iterdir())
+
+
+def test_where_there_are_no_hard_links_one_process_gets_a_lease(tmp_path, monkeypatch):
+    def no_links(*args):
+        raise OSError(errno.EPERM, 'not permitted')
+
+    monkeypatch.setattr(os, 'link', no_links)
+    lease = take_lease(tmp_path)
+    assert lease and take_lease(tmp_path) is None and lease_holder(tmp_path)['pid'] == os.getpid()
+    lease.release(done=True)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_launcher_of_another_machine_dies(tmp_path, quick):
