@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LABEL_SOURCES', 'RATIONALES', 'KEEP', 'ENGINES', 'CHOICES', 'LIMITS', 'COUNTS', 'DATA_SETTINGS', 'FEW_LABELS',
-           'ADDED', 'MAY_DIFFER', 'RunSpec', 'make_spec', 'RunData', 'Prepared', 'train_size', 'recipe', 'key_of',
-           'prepare', 'run_key', 'training_examples', 'in_common']
+           'ADDED', 'CONTROLS', 'MAY_DIFFER', 'RunSpec', 'make_spec', 'RunData', 'Prepared', 'train_size', 'recipe',
+           'key_of', 'prepare', 'run_key', 'training_examples', 'in_common']
 
 # %% ../../nbs/runs/25_specs.ipynb #9294ea6f
 import difflib
@@ -30,7 +30,7 @@ from ..teacher.sets import fill_labels, read_set, teacher_rationales
 
 # %% ../../nbs/runs/25_specs.ipynb #a269ecbd
 LABEL_SOURCES = ('human', 'teacher')
-RATIONALES = ('teacher', 'shuffled', 'random', 'human')
+RATIONALES = ('teacher', 'shuffled', 'shuffled_within', 'scrambled', 'random', 'human')
 KEEP = ('all', 'agree')
 ENGINES = ('auto', 'plain', 'stack')
 
@@ -94,7 +94,7 @@ class RunSpec(TrainingConfig):
     teacher_error: float = TEACHER_ERROR  # Share of false beliefs of an embedded task's teacher
     method: str = 'step_by_step'  # One of `views.METHODS`
     label_source: str = 'human'  # Labels to train on: "human" or "teacher"
-    rationales: str = 'teacher'  # "teacher", "human", or a control: "shuffled" between examples, "random" words
+    rationales: str = 'teacher'  # "teacher", "human", or one of `CONTROLS`
     teacher: str = ''  # Folder of a rationale set; empty: the task's own teacher, recorded or simulated
     keep: str = 'all'  # Rationales to learn: "all", or those whose label "agree"s with the human one
     rationale_weight: float = 1.0  # The paper's lambda
@@ -336,11 +336,33 @@ def _added(data, n):  # n: how many rows of the training split are used
     return [_to_learn(row, data.readings, 'teacher', 'all', data.task.answer) for row in rows]
 
 # %% ../../nbs/runs/25_specs.ipynb #8c59c88e
+def _exchange(examples, groups, rng):  # groups: lists of places; rationales change places within each
+    texts = {}
+    for group in groups:
+        moved = rng.sample(group, len(group))
+        texts |= {i: examples[j].rationale for i, j in zip(group, moved, strict=True)}
+    return [replace(e, rationale=texts.get(i)) for i, e in enumerate(examples)]
+
+
 def _shuffle_rationales(examples, seed):
     having = [i for i, e in enumerate(examples) if e.rationale]
-    moved = random.Random(f'shuffled rationales {seed}').sample(having, len(having))
-    texts = {i: examples[j].rationale for i, j in zip(having, moved, strict=True)}
-    return [replace(e, rationale=texts.get(i)) for i, e in enumerate(examples)]
+    return _exchange(examples, [having], random.Random(f'shuffled rationales {seed}'))
+
+# %% ../../nbs/runs/25_specs.ipynb #5b0c77d1
+def _shuffle_within_labels(examples, seed):
+    groups = {}
+    for i, e in enumerate(examples):
+        if e.rationale:
+            groups.setdefault(e.label, []).append(i)
+    return _exchange(examples, groups.values(), random.Random(f'rationales shuffled within labels {seed}'))
+
+# %% ../../nbs/runs/25_specs.ipynb #5b0c77d3
+def _scramble_rationales(examples, seed):
+    def scrambled(e):  # the same whatever other examples there are
+        words = e.rationale.split()
+        return ' '.join(random.Random(f'scrambled rationale {seed} {e.id}').sample(words, len(words)))
+
+    return [replace(e, rationale=scrambled(e)) if e.rationale else e for e in examples]
 
 # %% ../../nbs/runs/25_specs.ipynb #f9695b2a
 def _random_rationales(examples, seed):
@@ -353,6 +375,14 @@ def _random_rationales(examples, seed):
 
     return [replace(e, rationale=deal(e.rationale)) for e in examples]
 
+
+CONTROLS = dict(  # One of `RATIONALES` -> what it does to the examples of a run, by their subset's seed
+    scrambled=_scramble_rationales,
+    shuffled_within=_shuffle_within_labels,
+    shuffled=_shuffle_rationales,
+    random=_random_rationales,
+)
+
 # %% ../../nbs/runs/25_specs.ipynb #6bea7b43
 def training_examples(
     data: Prepared,
@@ -362,7 +392,7 @@ def training_examples(
     rows = subset(data.task['train'], n, spec.subset_seed).to_list()
     learned = [_to_learn(row, data.readings, spec.label_source, spec.keep, data.task.answer) for row in rows]
     examples = [e for e in learned + _added(data, n) if e]
-    change = dict(shuffled=_shuffle_rationales, random=_random_rationales).get(spec.rationales)
+    change = CONTROLS.get(spec.rationales)
     return change(examples, spec.subset_seed) if change else examples
 
 # %% ../../nbs/runs/25_specs.ipynb #7eb1c556
