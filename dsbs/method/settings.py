@@ -65,6 +65,7 @@ class TrainingConfig:
     accumulation: int = 1  # Micro-batches per update
     learning_rate: float = 5e-5
     schedule: str = 'linear'  # "linear" to 0 over max_steps, or "constant"
+    warmup_ratio: float = 0.0  # Share of max_steps over which the rate first rises from 0
     clip: float = 1.0  # Largest gradient norm
     dtype: str = 'float32'  # "float32" or "bfloat16" (autocast; weights stay float32)
     eval_every: int = 250  # Updates between validations
@@ -88,6 +89,8 @@ def check_training(config: TrainingConfig):
         value = getattr(config, name)
         if not (value > 0 and math.isfinite(value)):
             raise UsageError(f'{name}={value}: should be above 0')
+    if not 0 <= config.warmup_ratio < 1:
+        raise UsageError(f'warmup_ratio={config.warmup_ratio}: should be 0 or more, and below 1')
     if config.patience < 0:
         raise UsageError(f'patience={config.patience}: should be 0 (never) or more')
     if config.accumulation > config.batch_size:

@@ -280,6 +280,7 @@ ADDED = dict(  # Settings added later, with the only value before
     task_prefix='encoder',
     gradient_checkpointing=False,
     engine='auto',
+    warmup_ratio=0.0,
 )
 
 

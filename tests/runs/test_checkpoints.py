@@ -394,6 +394,8 @@ def test_the_last_whole_one_is_never_deleted(tmp_path):
         dict(config=replace(SHORT, dtype='bfloat16')),
         dict(config=replace(SHORT, accumulation=3)),
         dict(config=replace(SHORT, schedule='constant')),
+        dict(config=replace(SHORT, warmup_ratio=0.4)),
+        dict(config=replace(SHORT, warmup_ratio=0.4, schedule='constant')),
         dict(config=replace(SHORT, gradient_checkpointing=True)),
         dict(config=replace(SHORT, batch_size=64)),
         dict(dropout=0.0),
