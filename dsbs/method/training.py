@@ -294,6 +294,7 @@ class Trainee:
     progress: Callable[[int, float], None] = lambda step, loss: None  # Told (step, loss) at each validation
     done: Callable[[TrainingResult], None] = lambda result: None  # Told the result when the student is trained
     name: str = ''  # Of its run, for its checkpoints
+    lengths: Sequence[int] = ()  # Of the examples, by which batches are grouped; empty: as the examples say
 
 # %% ../../nbs/method/22_training.ipynb #148ff153
 @dataclass
@@ -439,7 +440,8 @@ def begin(
     training = set_up(engine, config)
     learners = []
     for trainee, student in zip(trainees, engine.students, strict=True):
-        order = batch_order([e.length for e in trainee.examples], config.batch_size, trainee.seed)
+        lengths = trainee.lengths or [e.length for e in trainee.examples]
+        order = batch_order(lengths, config.batch_size, trainee.seed)
         learners.append(Learner(trainee, student, order))
     first = keeper.resume(training, learners)
     for learner in learners:

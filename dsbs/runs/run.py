@@ -504,7 +504,8 @@ def train_together(runs: Sequence[Run], saved: dict, progress, finished, stop, s
         def validate():
             return accuracy(run, 'validation', answers(run, 'validation'))
 
-        return Trainee(run.learned, validate, run.spec.seed, progress, partial(finished, run), run.data.key)
+        mixed = [len(r.label_input) for r in run.rows] if run.spec.rationale_share < 1 else ()
+        return Trainee(run.learned, validate, run.spec.seed, progress, partial(finished, run), run.data.key, mixed)
 
     folders = {run.data.key: run.checkpoints for run in runs if run.checkpoints}
     keeper = DiskKeeper(folders, saved, save_every)

@@ -49,6 +49,7 @@ LIMITS = dict(  # Lowest and highest value
     dropout=(0, 0.99),
     init_factor=(0.01, 10),
     teacher_error=(0, 1),
+    rationale_share=(0, 1),
     train_fraction=(1e-9, 1),
 )
 COUNTS = ('n_train', 'n_extra', 'max_input', 'max_target')  # At least 1
@@ -97,6 +98,7 @@ class RunSpec(TrainingConfig):
     rationales: str = 'teacher'  # "teacher", "human", or one of `CONTROLS`
     teacher: str = ''  # Folder of a rationale set; empty: the task's own teacher, recorded or simulated
     keep: str = 'all'  # Rationales to learn: "all", or those whose label "agree"s with the human one
+    rationale_share: float = 1.0  # Of the examples that have a rationale, the share that keep it
     rationale_weight: float = 1.0  # The paper's lambda
     prefix_style: str = 'paper'  # "paper" or "authors"
     task_prefix: str = (
@@ -281,6 +283,7 @@ ADDED = dict(  # Settings added later, with the only value before
     gradient_checkpointing=False,
     engine='auto',
     warmup_ratio=0.0,
+    rationale_share=1.0,
 )
 
 
@@ -335,6 +338,13 @@ def _added(data, n):  # n: how many rows of the training split are used
         return random.Random(f'added rows {spec.subset_seed}').sample(data.extra, wanted)
     rows = subset(data.task['train'], n + wanted, spec.subset_seed).select(range(n, n + wanted))
     return [_to_learn(row, data.readings, 'teacher', 'all', data.task.answer) for row in rows]
+
+# %% ../../nbs/runs/25_specs.ipynb #5b0c77d6
+def _withhold(examples, share, seed):  # rationales, but for this share of them
+    having = [i for i, e in enumerate(examples) if e.rationale]
+    order = random.Random(f'share of rationales {seed}').sample(having, len(having))
+    kept = set(order[: round(share * len(having))])
+    return [e if i in kept else replace(e, rationale=None) for i, e in enumerate(examples)]
 
 # %% ../../nbs/runs/25_specs.ipynb #8c59c88e
 def _exchange(examples, groups, rng):  # groups: lists of places; rationales change places within each
@@ -392,7 +402,7 @@ def training_examples(
     spec, n = data.spec, train_size(data.spec, data.task)
     rows = subset(data.task['train'], n, spec.subset_seed).to_list()
     learned = [_to_learn(row, data.readings, spec.label_source, spec.keep, data.task.answer) for row in rows]
-    examples = [e for e in learned + _added(data, n) if e]
+    examples = _withhold([e for e in learned + _added(data, n) if e], spec.rationale_share, spec.subset_seed)
     change = CONTROLS.get(spec.rationales)
     return change(examples, spec.subset_seed) if change else examples
 
@@ -405,6 +415,7 @@ MAY_DIFFER = (
     'label_source',
     'rationales',
     'keep',
+    'rationale_share',
     'teacher_error',
     'extra',
     'n_extra',

@@ -57,12 +57,24 @@ def test_examples_of_about_one_length_are_padded_to_one_shape_and_train_side_by_
         assert nearly_the_same(record, record_of(spec))
 
 
-@pytest.mark.parametrize('change', [dict(dropout=0.1), dict(keep='agree', teacher_error=0.3)], ids=str)
+@pytest.mark.parametrize(
+    'change', [dict(dropout=0.1), dict(keep='agree', teacher_error=0.3), dict(rationale_share=0.5)], ids=str
+)
 def test_what_may_not_be_stacked_is_trained_one_by_one(tmp_path, change):
     specs = [replace(s, **change) for s in SEEDS[:2]]
     folders = find_folders(runs=tmp_path)
     for together, spec in zip(train_runs([prepare(s, folders) for s in specs], resume=True), specs):
         assert same_numbers(together.record) == same_numbers(record_of(spec))
+
+
+def test_without_rationales_runs_train_side_by_side_as_standard_finetuning_does():
+    none, standard = (
+        [replace(s, **change) for s in SEEDS] for change in (dict(rationale_share=0), dict(method='standard'))
+    )
+    for one, other in zip(train_runs(list(map(prepare, none))), train_runs(list(map(prepare, standard)))):
+        assert one.record['provenance']['students'] == len(SEEDS)
+        assert one.record['history'] == other.record['history']
+        assert one.record['metrics'] == other.record['metrics']
 
 
 def test_when_a_stack_fails_its_runs_are_made_one_by_one(tmp_path, monkeypatch):
