@@ -69,7 +69,7 @@ class TrainingConfig:
     clip: float = 1.0  # Largest gradient norm
     dtype: str = 'float32'  # "float32" or "bfloat16" (autocast; weights stay float32)
     eval_every: int = 250  # Updates between validations
-    patience: int = 0  # Stop after so many updates without a better validation accuracy; 0: never
+    patience: int = 0  # Stop a student that has begun to learn after so many updates without a better one; 0: never
     seed: int = 0  # Order of examples, dropout, and random initial weights
     threads: int = 1  # CPU threads
     gradient_checkpointing: bool = False  # Compute each block again in the backward pass

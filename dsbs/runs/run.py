@@ -6,9 +6,10 @@
 __all__ = ['ANSWERS', 'SEPARATORS', 'NOT_WRITTEN', 'MANY_UNKNOWN', 'SHOWN', 'engine_kind', 'make_engine', 'made_on', 'as_plain',
            'unseen_labels', 'tokenizer_texts', 'views_of', 'asked_examples', 'questions', 'check_labels',
            'check_starts', 'texts_lost', 'lost_metrics', 'say_lost', 'check_cut', 'check_positions', 'longest_label',
-           'Run', 'special_in', 'tokens_of', 'ask_all', 'answers', 'accuracy', 'likeliest_accuracy', 'test_rationales',
-           'rationale_metrics', 'tokens_trained', 'majority', 'run_metrics', 'teacher_quality', 'teacher_of',
-           'make_record', 'shape', 'side_by_side', 'train_together', 'Trained', 'train_runs']
+           'constant_label_loss', 'Run', 'special_in', 'tokens_of', 'ask_all', 'answers', 'accuracy',
+           'likeliest_accuracy', 'test_rationales', 'rationale_metrics', 'tokens_trained', 'majority', 'run_metrics',
+           'teacher_quality', 'teacher_of', 'make_record', 'shape', 'side_by_side', 'train_together', 'Trained',
+           'train_runs']
 
 # %% ../../nbs/runs/28_run.ipynb #0fc1b041
 import sys
@@ -34,11 +35,11 @@ from dsbs.method.answering import (
     next_token_accuracy,
     unwritable,
 )
-from ..method.multitask import RATIONALE_START
+from ..method.multitask import RATIONALE_START, Tokenised
 from ..method.settings import SCRATCH
 from ..method.stack import StackedAnswers, StackedEngine, in_one_shape
 from ..method.student import SPECIAL, as_text, cut_ids, make_student, special_pieces
-from ..method.training import Engine, PlainEngine, Trainee, fit
+from ..method.training import Engine, PlainEngine, Trainee, constant_loss, fit
 from ..method.views import ANSWER_MARK, PREFIXES, make_views
 from ..records import UsageError, is_main_process, now, process_index, processes, provenance
 from .checkpoints import SAVE_EVERY, DiskKeeper, SharedEngine, check_shares, instruction_set, load_checkpoint
@@ -255,6 +256,13 @@ def longest_label(task, examples: Sequence[Example], tokenizer) -> int:
     special = special_pieces(tokenizer)
     return max(map(len, tokenizer([as_text(label, special) for label in sorted(labels)]).input_ids))
 
+# %% ../../nbs/runs/28_run.ipynb #5e1fa3e1
+def constant_label_loss(task, rows: Sequence[Tokenised], tokenizer) -> float | None:  # Nats for each target token
+    "`constant_loss` of the labels learned; None where they are free text, or stand in a longer target."
+    special, targets = special_pieces(tokenizer), [r.label_target for r in rows]
+    known = [tokenizer(as_text(label, special)).input_ids for label in task.label_set]
+    return constant_loss(targets) if all(target in known for target in targets) else None
+
 # %% ../../nbs/runs/28_run.ipynb #da3516bf
 class Run:
     "A spec with its data, its student, and its texts as tokens."
@@ -273,6 +281,7 @@ class Run:
         check_shares(len(self.examples), spec, processes())
         self.student, self.tokenizer = self.make_student()
         self.rows, self.asked, self.lost = tokens_of(self, data.folders.runs / 'tokens' if resume else None)
+        self.constant = constant_label_loss(data.task, self.rows, self.tokenizer)
         padded = self.kind == 'stack' and spec.student in SCRATCH
         self.learned = in_one_shape(self.rows) if padded else self.rows
         single, longest = spec.method == 'single_task', longest_label(self.data.task, self.examples, self.tokenizer)
@@ -505,7 +514,8 @@ def train_together(runs: Sequence[Run], saved: dict, progress, finished, stop, s
             return accuracy(run, 'validation', answers(run, 'validation'))
 
         mixed = [len(r.label_input) for r in run.rows] if run.spec.rationale_share < 1 else ()
-        return Trainee(run.learned, validate, run.spec.seed, progress, partial(finished, run), run.data.key, mixed)
+        how = (run.spec.seed, progress, partial(finished, run), run.data.key, mixed, run.constant)
+        return Trainee(run.learned, validate, *how)
 
     folders = {run.data.key: run.checkpoints for run in runs if run.checkpoints}
     keeper = DiskKeeper(folders, saved, save_every)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LABEL_SOURCES', 'RATIONALES', 'KEEP', 'ENGINES', 'CHOICES', 'LIMITS', 'COUNTS', 'DATA_SETTINGS', 'FEW_LABELS',
-           'ADDED', 'CONTROLS', 'MAY_DIFFER', 'RunSpec', 'make_spec', 'RunData', 'Prepared', 'train_size', 'recipe',
-           'key_of', 'prepare', 'run_key', 'training_examples', 'in_common']
+           'FREE_LABELS', 'ADDED', 'CONTROLS', 'MAY_DIFFER', 'RunSpec', 'make_spec', 'RunData', 'Prepared',
+           'train_size', 'recipe', 'key_of', 'prepare', 'run_key', 'training_examples', 'in_common']
 
 # %% ../../nbs/runs/25_specs.ipynb #9294ea6f
 import difflib
@@ -20,6 +20,7 @@ from pathlib import Path
 from ..data.answers import is_correct
 from ..data.embedded import EMBEDDED
 from ..data.examples import Example, Task, subset
+from ..data.paper import PAPER
 from ..data.tasks import load_task
 from ..method.settings import LOSS_FORMS, SCRATCH, TrainingConfig, check_student, student_hash
 from ..method.views import METHODS, PREFIXES, TASK_PREFIXES
@@ -265,13 +266,15 @@ def train_size(spec: RunSpec, task: Task) -> int:
 
 # %% ../../nbs/runs/25_specs.ipynb #bd55708d
 FEW_LABELS = (*EMBEDDED, 'esnli', 'anli1')  # Tasks whose teacher gives no other labels than people do
+FREE_LABELS = [name for name, task in PAPER.items() if not task.label_set]
 
 
 def recipe(spec: RunSpec) -> int:
     "What the code makes of a spec; see the table in the notebook."
     number = 4 if spec.student not in SCRATCH else 3 if spec.dropout or spec.dtype == 'bfloat16' else 2
     recorded = spec.task in FEW_LABELS and not spec.teacher and spec.extra in ('', *FEW_LABELS)
-    return number if recorded else number + 3
+    plateau = spec.patience and spec.task not in FREE_LABELS
+    return number + (0 if recorded else 3) + (6 if plateau else 0)
 
 # %% ../../nbs/runs/25_specs.ipynb #a32c6c59
 ADDED = dict(  # Settings added later, with the only value before

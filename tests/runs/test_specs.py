@@ -145,6 +145,13 @@ def test_data_student_and_recipe_change_the_key(monkeypatch):
     assert len(set(keys)) == len(keys) == 1 + 4 + 1 + 2
 
 
+def test_patience_has_another_meaning_since_it_waits_for_the_plateau():
+    "On all tasks but those of the paper whose labels are no set."
+    tasks = ('same_kind', 'esnli', 'anli1', './mine/', 'cqa', 'svamp', 'asdiv')
+    before, since = ([recipe(RunSpec(task=t, patience=p)) for t in tasks] for p in (0, 1))
+    assert [b - a for a, b in zip(before, since)] == [6] * 4 + [0] * 3 and not set(before) & set(since[:4])
+
+
 def random_spec(rng):
     pick, real = rng.choice, lambda low, high: float(f'{rng.uniform(low, high):.3g}')
     size = pick([{}, dict(n_train=rng.randint(1, 720)), dict(train_fraction=real(0.01, 1))])

@@ -340,14 +340,17 @@ ROWS = [Tokenised([4 + i % 5, 5, 1], [4 + i % 7, 1], [], []) for i in range(12)]
 CONFIG = TrainingConfig(max_steps=24, batch_size=4, eval_every=4, patience=4)
 
 
-def trained(ahead, scores, rows=ROWS, config=CONFIG, **kwargs):
+def trained(ahead, scores, rows=ROWS, config=CONFIG, constants=(), **kwargs):
     students = [
         make_student('scratch-32x1', ['a b c d e f g h i j k l'] * 3, seed=k, dropout=0.0)[0]
         for k in range(len(scores))
     ]
     found = fit(
         StackedEngine(students),
-        [Trainee(rows, partial(next, iter(map(float, s))), k) for k, s in enumerate(scores)],
+        [
+            Trainee(rows, partial(next, iter(map(float, s))), k, constant=constant)
+            for k, (s, constant) in enumerate(itertools.zip_longest(scores, constants))
+        ],
         config,
         ahead=ahead,
         **kwargs,
@@ -361,6 +364,13 @@ def test_students_leave_a_stack_while_batches_are_collated_ahead():
     scores = [(1, 2, 3, 4, 5, 6), (5, 4), (1, 2, 100), (1, 2, 3, 3)]
     (plain, weights), (found, same) = trained(None, scores), trained(True, scores)
     assert found == plain and [steps for *_, steps in found] == [24, 8, 12, 16] and all(map(torch.equal, weights, same))
+
+
+def test_each_student_of_a_stack_has_a_plateau_of_its_own():
+    "The same accuracies, and losses that are below the first one's plateau, above the second's, and of no known one."
+    scores = [(5, 4, 4, 4, 4, 4)] * 3
+    found, _ = trained(None, scores, constants=(1e9, 1e-9, None), config=replace(CONFIG, patience=8))
+    assert [(stopped, steps) for _, stopped, steps in found] == [('patience', 12), ('max_steps', 24), ('patience', 12)]
 
 
 class Torn(list):
