@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['TIDY', 'HOLDS', 'FAILS', 'EQUIVALENT', 'UNDECIDED', 'NOT_COMPARABLE', 'SEEDS_AT_A_LOOK', 'LOOK_LEVEL', 'SEEDS_RULE',
            'POWER', 'MOST_MORE', 'mean_interval', 'right_answers', 'run_row', 'examples_asked', 'tidy', 'example_frame',
-           'summary', 'Gain', 'satterthwaite', 'crossed_gain', 'binomial_variance', 'gain_over_seeds', 'Differences',
-           'bits_by_seed', 'shared_questions', 'differences', 'mean_differences', 'gain_row', 'paired_gains', 'line_of',
-           'line_of_no_gain', 'line_of_all', 'line_of_any', 'holm', 'verdicts', 'looked_twice', 'more_seeds',
-           'examples_needed', 'smallest_and_least']
+           'summary', 'Gain', 'satterthwaite', 'crossed_gain', 'binomial_variance', 'gain_over_seeds', 'unpaired_gain',
+           'Differences', 'bits_by_seed', 'shared_questions', 'paired_differences', 'mean_differences', 'gain_row',
+           'paired_gains', 'line_of', 'line_of_no_gain', 'line_of_all', 'line_of_any', 'holm', 'verdicts',
+           'looked_twice', 'more_seeds', 'examples_needed', 'smallest_and_least']
 
 # %% ../../nbs/evidence/33_statistics.ipynb #7ee642ea
 import math
@@ -210,6 +210,25 @@ def gain_over_seeds(
     df = satterthwaite(total, [(of_seeds, n - 1), (of_questions, n_test - 1 if n_test else 0)])
     return Gain(float(values.mean()), math.sqrt(total), df, n, n_test, math.sqrt(of_questions))
 
+# %% ../../nbs/evidence/33_statistics.ipynb #33000053
+def unpaired_gain(
+    ours: Sequence[float],  # Accuracies in percent, one for each run
+    other: Sequence[float],
+    n_test: int | None = None,  # Questions that all runs share; None: over runs alone
+) -> Gain:  # Its `seeds` are the fewer of the two
+    "The difference of two means of runs that are not paired."
+    sides = [np.asarray(side, float) for side in (ours, other)]
+    fewest, mean = min(map(len, sides)), float(sides[0].mean() - sides[1].mean())
+    if fewest < 2:
+        return Gain(mean, math.nan, 0, fewest, n_test)
+    of_runs = [(side.var(ddof=1) / len(side), len(side) - 1) for side in sides]
+    of_questions = [(binomial_variance(side.mean(), n_test), n_test - 1) for side in sides if n_test]
+    total = sum(variance for variance, _ in of_runs + of_questions)
+    lasting = sum(variance for variance, _ in of_questions)
+    return Gain(
+        mean, math.sqrt(total), satterthwaite(total, of_runs + of_questions), fewest, n_test, math.sqrt(lasting)
+    )
+
 # %% ../../nbs/evidence/33_statistics.ipynb #33000042
 @dataclass(frozen=True)
 class Differences:
@@ -246,7 +265,7 @@ def shared_questions(
     return int(counts.pop()) if len(counts) == 1 else None
 
 
-def differences(
+def paired_differences(
     ours: pd.DataFrame,  # From `tidy`, of one point
     other: pd.DataFrame | float,  # The same, or a number in percent, such as the teacher's accuracy
     y: str = 'test_accuracy',  # Or another measure of `TIDY`
@@ -298,7 +317,7 @@ def paired_gains(
     for (panel, at), group in frame[frame[y].notna()].groupby(['panel', x], sort=True):
         runs = dict(list(group.groupby('curve')))
         for other in (c for c in against if {c, curve} <= set(runs)):
-            found = differences(runs[curve], runs[other], y)
+            found = paired_differences(runs[curve], runs[other], y)
             if len(found.by_seed):
                 rows.append({'panel': panel, x: at, 'against': other} | gain_row(found.gain))
     return pd.DataFrame(rows, columns=['panel', x, 'against', 'gain', 'low', 'high', 'n', 'questions', 'verdict'])

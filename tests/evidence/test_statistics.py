@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dsbs.evidence.statistics import crossed_gain, differences, paired_gains, right_answers
+from dsbs.evidence.statistics import crossed_gain, paired_differences, paired_gains, right_answers
 
 RNG = np.random.default_rng(5)
 BITS = RNG.random((4, 30)) < 0.6
@@ -28,7 +28,7 @@ def test_the_crossed_error_is_what_products_of_other_cells_leave():
 
 
 def test_only_seeds_of_both_count():
-    found = differences(runs([0, 1, 2]), runs([3, 2, 1]).assign(seed=[3, 2, 1]))
+    found = paired_differences(runs([0, 1, 2]), runs([3, 2, 1]).assign(seed=[3, 2, 1]))
     assert list(found.by_seed.index) == list(found.table.index) == [1, 2] and found.gain.mean == 0
 
 
@@ -37,13 +37,13 @@ def test_only_seeds_of_both_count():
 )
 def test_without_shared_bits_there_is_no_table(change):
     ours = runs([0, 1, 2]).assign(**change)
-    assert differences(ours, ours).table is None
+    assert paired_differences(ours, ours).table is None
 
 
 def test_bits_of_two_lengths_make_no_table():
     ours, other = runs([0, 1]), runs([0, 1])
     other['correct'] = [b[:20] for b in other['correct']]
-    assert differences(ours, other.assign(n_test=20)).table is None
+    assert paired_differences(ours, other.assign(n_test=20)).table is None
 
 
 def test_a_run_without_a_number_is_left_out():
