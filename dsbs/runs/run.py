@@ -39,7 +39,7 @@ from ..method.multitask import RATIONALE_START, Tokenised
 from ..method.settings import SCRATCH
 from ..method.stack import StackedAnswers, StackedEngine, in_one_shape
 from ..method.student import SPECIAL, as_text, cut_ids, make_student, special_pieces
-from ..method.training import Engine, PlainEngine, Trainee, constant_loss, fit
+from ..method.training import Engine, PlainEngine, Trainee, constant_loss, convergence, fit
 from ..method.views import ANSWER_MARK, PREFIXES, make_views
 from ..records import UsageError, is_main_process, now, process_index, processes, provenance
 from .checkpoints import SAVE_EVERY, DiskKeeper, SharedEngine, check_shares, instruction_set, load_checkpoint
@@ -432,6 +432,7 @@ def run_metrics(run: Run, result, outputs: Sequence[str]) -> dict:
         best_step=result.best_step,
         steps=result.steps,
         stopped=result.stopped,
+        **convergence(result.history, result.stopped, run.constant),
         n_train=len(run.rows),
         n_rationales=sum(bool(r.rationale_target) for r in run.rows),
         n_validation=len(task['validation']),

@@ -196,7 +196,10 @@ COUNTED = (  # Beginnings of fields that are counted
     'data.',
     'stand_in',
     'generation.',
-    *(f'metrics.{name}' for name in 'n_ parameters majority cut_ unknown_ special_ labels_not_'.split()),
+    *(
+        f'metrics.{name}'
+        for name in 'n_ parameters majority cut_ unknown_ special_ labels_not_ label_loss_constant'.split()
+    ),
 )
 SELECTED = ('metrics.test_accuracy', 'metrics.likeliest_label_accuracy', 'metrics.validation_accuracy')
 
