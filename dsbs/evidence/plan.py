@@ -114,7 +114,7 @@ def tokens_passed(
     targets = tokens.label
     if spec.method == 'rationale_as_input':
         inputs += tokens.rationale
-    if learns_rationales(spec) or spec.method == 'single_task':
+    if learns_rationales(spec) or spec.method in ('single_task', 'answer_first'):
         targets += tokens.rationale
     return inputs, targets
 

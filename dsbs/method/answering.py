@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BATCH_TOKENS', 'InputBatch', 'batch_by_length', 'input_batches', 'answer_settings', 'PlainAnswers', 'for_batches',
-           'decode_text', 'generate', 'label_accuracy', 'unwritable', 'likeliest_labels', 'next_token_accuracy',
-           'cost_cases', 'seconds', 'prediction_cost']
+           'decode_text', 'generate', 'label_accuracy', 'unwritable', 'label_ids', 'likeliest_labels',
+           'next_token_accuracy', 'cost_cases', 'seconds', 'prediction_cost']
 
 # %% ../../nbs/method/23_answering.ipynb #067bd1b7
 import statistics
@@ -23,7 +23,7 @@ from ..data.examples import Example
 from ..data.tasks import load_task
 from .multitask import padded
 from .student import as_text, cut_ids, make_student, special_pieces
-from .views import ANSWER_MARK, label_from_output, make_views
+from .views import ANSWER_MARK, REASON_MARK, label_from_output, make_views
 from ..teacher.sets import teacher_rationales
 
 # %% ../../nbs/method/23_answering.ipynb #fb453820
@@ -168,10 +168,22 @@ def unwritable(
     if not labels:
         return {}
     special = special_pieces(tokenizer)
-    targets = [make_views(Example('', '', as_text(label, special)), method).label[1] for label in labels]
+    written = [Example('', '', as_text(label, special), 'why') for label in labels]
+    targets = [make_views(e, method).label[1] for e in written]
     read = [label_from_output(text, method) for text in decode_text(tokenizer, tokenizer(targets).input_ids)]
     pairs = zip(labels, read, strict=True)
     return {label: text for label, text in pairs if not is_correct(text, label, answer)}
+
+# %% ../../nbs/method/23_answering.ipynb #8c21d0e1
+def label_ids(
+    tokenizer,
+    labels: Sequence[str],
+    method: str = 'standard',  # How the student was trained, which decides what ends a label
+) -> list[list[int]]:  # For each label
+    "Token ids of labels, up to the end token or through the mark."
+    if method != 'answer_first':
+        return tokenizer(list(labels)).input_ids
+    return [ids[:-1] for ids in tokenizer([f'{label} {REASON_MARK}' for label in labels]).input_ids]
 
 # %% ../../nbs/method/23_answering.ipynb #df948a9f
 def likeliest_labels(
@@ -180,10 +192,11 @@ def likeliest_labels(
     batches: Sequence[InputBatch],  # From `input_batches`
     label_set: Sequence[str],
     dtype: str = 'float32',  # Or "bfloat16": autocast
+    method: str = 'standard',  # As of `label_ids`
 ) -> list[str]:  # One label per input, in the order of the inputs
     "The label to which the student gives the highest probability, over all its tokens."
     config, device = asked.student.config, asked.student.device
-    ids = padded(tokenizer(list(label_set)).input_ids, config.pad_token_id).to(device)
+    ids = padded(label_ids(tokenizer, label_set, method), config.pad_token_id).to(device)
     before = pad(ids[:, :-1], (1, 0), value=config.decoder_start_token_id)
     targets = ids.masked_fill(ids == config.pad_token_id, -100)
 

@@ -31,6 +31,7 @@ from dsbs.method.answering import (
     generate,
     input_batches,
     label_accuracy,
+    label_ids,
     likeliest_labels,
     next_token_accuracy,
     unwritable,
@@ -40,7 +41,7 @@ from ..method.settings import SCRATCH
 from ..method.stack import StackedAnswers, StackedEngine, in_one_shape
 from ..method.student import SPECIAL, as_text, cut_ids, make_student, special_pieces
 from ..method.training import Engine, PlainEngine, Trainee, constant_loss, convergence, fit
-from ..method.views import ANSWER_MARK, PREFIXES, make_views
+from ..method.views import ANSWER_MARK, PREFIXES, REASON_MARK, make_views
 from ..records import UsageError, is_main_process, now, process_index, processes, provenance
 from .checkpoints import SAVE_EVERY, DiskKeeper, SharedEngine, check_shares, instruction_set, load_checkpoint
 from .specs import Prepared, RunSpec, in_common, recipe, train_size, training_examples
@@ -99,13 +100,14 @@ def unseen_labels(data: Prepared) -> list[str]:
 def tokenizer_texts(data: Prepared):
     "The texts from which a student's tokenizer is made."
     label, rationale = PREFIXES[data.spec.prefix_style]
+    mark = dict(single_task=ANSWER_MARK, answer_first=REASON_MARK).get(data.spec.method)
     separator = SEPARATORS.get(data.task.name, '')
     for row in data.task['train'].to_list():
         said = data.readings.get(row['id'])
         whole = Example(row['id'], row['input'], row['label'], said and said.rationale)
         e = as_plain(whole, SPECIAL, separator)
-        if data.spec.method == 'single_task':
-            yield ANSWER_MARK
+        if mark:
+            yield mark
         yield label + e.input
         yield rationale + e.input
         yield e.label
@@ -225,10 +227,14 @@ def say_lost(spec: RunSpec, texts: dict[str, dict]):
         _say(f'the tokenizer of student {spec.student!r} has no piece for {", ".join(unknown)}')
 
 # %% ../../nbs/runs/28_run.ipynb #6f68bdd4
-def check_cut(spec: RunSpec, rows: Sequence, texts: dict[str, dict]):
+def check_cut(spec: RunSpec, rows: Sequence, texts: dict[str, dict], longest_output: int):
     "A `UsageError` when a label is cut."
     n, longest = texts['label_targets']['cut'], max(len(r.label_target) for r in rows)
-    if not n:
+    if spec.method == 'answer_first' and longest_output > spec.max_target:
+        raise UsageError(
+            f'max_target={spec.max_target} cuts a label or the mark behind it: set {longest_output} or more'
+        )
+    if not n or spec.method == 'answer_first':
         return
     single = spec.method == 'single_task'
     what = 'targets of rationale and label lose their label' if single else 'labels are cut'
@@ -250,11 +256,11 @@ def check_positions(spec: RunSpec, config, rows: Sequence, asked: dict[str, list
             raise UsageError(f'student {spec.student!r} has {most} positions: set {name}={most}')
 
 # %% ../../nbs/runs/28_run.ipynb #bd2eeca2
-def longest_label(task, examples: Sequence[Example], tokenizer) -> int:
-    "Tokens of the longest label, of those scored and those learned."
+def longest_label(task, examples: Sequence[Example], tokenizer, method: str = 'standard') -> int:
+    "Tokens of the longest label, of those scored and those learned, as `answering.label_ids` gives them."
     labels = {e.label for e in examples}.union(*(split.unique('label') for split in task.splits.values()))
     special = special_pieces(tokenizer)
-    return max(map(len, tokenizer([as_text(label, special) for label in sorted(labels)]).input_ids))
+    return max(map(len, label_ids(tokenizer, [as_text(label, special) for label in sorted(labels)], method)))
 
 # %% ../../nbs/runs/28_run.ipynb #5e1fa3e1
 def constant_label_loss(task, rows: Sequence[Tokenised], tokenizer) -> float | None:  # Nats for each target token
@@ -280,12 +286,12 @@ class Run:
             raise UsageError(f'none of the {train_size(spec, self.data.task)} training rows has a teacher label')
         check_shares(len(self.examples), spec, processes())
         self.student, self.tokenizer = self.make_student()
+        longest = longest_label(data.task, self.examples, self.tokenizer, spec.method) + 1
+        self.longest_output = spec.max_target if spec.method == 'single_task' else longest
         self.rows, self.asked, self.lost = tokens_of(self, data.folders.runs / 'tokens' if resume else None)
         self.constant = constant_label_loss(data.task, self.rows, self.tokenizer)
         padded = self.kind == 'stack' and spec.student in SCRATCH
         self.learned = in_one_shape(self.rows) if padded else self.rows
-        single, longest = spec.method == 'single_task', longest_label(self.data.task, self.examples, self.tokenizer)
-        self.longest_output = spec.max_target if single else longest + 1
 
     def make_student(self):
         spec = self.spec
@@ -328,7 +334,7 @@ def tokens_of(
     whole = tokenise_once(run.examples, views_of(spec, tokenizer), tokenizer, folder)
     asked = {split: tokenizer(questions(data, tokenizer, split)).input_ids for split in ('validation', 'test')}
     texts = texts_lost(whole, asked, spec, tokenizer.unk_token_id)
-    check_cut(spec, whole, texts)
+    check_cut(spec, whole, texts, run.longest_output)
     check_positions(spec, run.student.config, whole, asked)
     say_lost(spec, texts)
     mine, pad = slice(process_index(), None, processes()), tokenizer.pad_token_id
@@ -367,7 +373,7 @@ def likeliest_accuracy(
         return None
 
     def choose(batches):
-        return likeliest_labels(run.ask(), run.tokenizer, batches, task.label_set, dtype=spec.dtype)
+        return likeliest_labels(run.ask(), run.tokenizer, batches, task.label_set, spec.dtype, spec.method)
 
     return accuracy(run, 'test', ask_all(run, 'test', choose))
 

@@ -17,7 +17,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from ..method.answering import answer_settings
 from ..method.student import quiet
-from ..method.views import ANSWER_MARK, prefixes
+from ..method.views import ANSWER_MARK, REASON_MARK, prefixes
 from ..records import Folders, UsageError, canonical_json, is_main_process, write_text
 from .run import SHOWN, questions, train_runs
 from .specs import RunSpec, prepare
@@ -100,8 +100,10 @@ def _how_to_ask(record):  # the same in a sentence
     write = f'the prefix `{prefix}` and the input' if prefix else 'the input'
     if spec['method'] == 'rationale_as_input':
         write += ', a space and the rationale'
-    single = spec['method'] == 'single_task'
-    writes = f'a rationale and, after `{ANSWER_MARK}`, the label' if single else 'the label'
+    writes = dict(
+        single_task=f'a rationale and, after `{ANSWER_MARK}`, the label',
+        answer_first=f'the label, then `{REASON_MARK}`, where it is stopped',
+    ).get(spec['method'], 'the label')
     pieces = (
         ' A special piece such as `</s>` in a text was read with a space after its first character: write it so.'
         if record['metrics'].get('special_pieces')

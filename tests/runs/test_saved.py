@@ -72,6 +72,7 @@ def test_habits_of_a_checkpoint_are_not_saved(name, where, tmp_path):
 WAYS = {
     'from random weights': dict(student='scratch-32x1'),
     'a rationale, then the label': dict(method='single_task'),
+    'the label, then a rationale': dict(method='answer_first'),
     'two tasks': dict(method='step_by_step'),
     'named at the decoder': dict(method='step_by_step', task_prefix='decoder'),
     'without a prefix': dict(prefix_style='authors'),

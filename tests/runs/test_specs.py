@@ -22,6 +22,10 @@ FROZEN = [  # made at commit 6a2f33d
         '0c64db1cc3dfcedafa7f78f048dbc7fde277dd907f8f292b8d75f6d404646dcb',
     ),
     (
+        dict(method='answer_first', dropout=0.0, n_train=50),  # made when the method was added
+        'd8fac7e864d7ea718e025cfbd2ecde08cc0c92ea972448c8b9c414b72308a2b8',
+    ),
+    (
         dict(
             task='heavier', method='step_by_step', dropout=0.0, rationale_weight=0.3, subset_seed=2, train_fraction=0.5
         ),

@@ -1,6 +1,7 @@
 "What a student can write and read: labels, special pieces in texts, texts that are cut."
 
 import json
+from dataclasses import replace
 
 import pytest
 from making import record_of, trained
@@ -8,7 +9,8 @@ from small_t5 import own_task, rationale_set, small_t5, small_tokenizer
 from transformers import ByT5Tokenizer
 
 from dsbs.method.answering import unwritable
-from dsbs.method.student import SPECIAL, as_text, cut_ids, special_pieces, train_tokenizer
+from dsbs.method.student import SPECIAL, as_text, cut_ids, make_student, special_pieces, train_tokenizer
+from dsbs.method.views import ANSWER_MARK, REASON_MARK
 from dsbs.records import UsageError, find_folders
 from dsbs.runs import run as runs
 from dsbs.runs.specs import make_spec, prepare, recipe
@@ -94,10 +96,18 @@ def test_a_single_target_keeps_its_label_after_the_mark():
     ]
 
 
+def test_a_label_before_the_mark_holds_no_mark_and_the_mark_can_be_written():
+    labels = ['low', 'low The reason is: low', 'So the answer is low']
+    assert list(unwritable(small_tokenizer(), labels, method='answer_first')) == labels[1:2]
+    no_mark = make_student('scratch-16x2', ['low or high'])[1]
+    assert list(unwritable(no_mark, ['low'], method='answer_first')) == ['low']
+    assert not unwritable(no_mark, ['low'])
+
+
 @pytest.mark.parametrize(
     'labels', [('<=50K', '>50K'), ('a²', 'b²'), ('正面', '负面'), ('low</s>', 'high')], ids=' '.join
 )
-@pytest.mark.parametrize('method', ['standard', 'single_task'])
+@pytest.mark.parametrize('method', ['standard', 'single_task', 'answer_first'])
 def test_a_run_ends_before_training(labels, method, t5, tmp_path, main):
     rationale_set(tmp_path / 'set', own_task(tmp_path / 'task', labels))
     status, out, err = main(
@@ -154,13 +164,16 @@ def test_a_student_from_random_weights_can_write_labels_that_stand_elsewhere(onl
 
 
 @pytest.mark.parametrize('task', ['same_kind', 'heavier', 'more_picked'])
-@pytest.mark.parametrize('method', ['standard', 'single_task'])
-def test_where_the_teacher_has_no_other_labels_the_text_is_what_it_was(task, method):
+@pytest.mark.parametrize(
+    'method, mark', [('standard', []), ('single_task', [ANSWER_MARK]), ('answer_first', [REASON_MARK])]
+)
+def test_where_the_teacher_has_no_other_labels_the_text_is_what_it_was(task, method, mark):
     data = prepare(make_spec(dict(task=task, method=method)))
     made = list(runs.tokenizer_texts(data))
     was = []
     for row in data.task['train'].to_list():
-        was += ['So the answer is'] * (method == 'single_task') + [
+        was += [
+            *mark,
             f'[label] {row["input"]}',
             f'[rationale] {row["input"]}',
             row['label'],
@@ -311,6 +324,18 @@ def test_a_single_target_that_loses_its_label_is_an_error(n, tmp_path, main):
         )[0]
         == 0
     )
+
+
+def test_a_rationale_behind_a_label_may_be_cut(tmp_path, capsys):
+    rows = own_task(tmp_path / 'task', ('low income of the parcel', 'high'))
+    rationale_set(tmp_path / 'set', rows, rationale=lambda r: 'so it is ' * 30)
+    files = dict(task=str(tmp_path / 'task'), teacher=str(tmp_path / 'set'))
+    spec = make_spec(QUICK | files | dict(method='answer_first', max_target=20))
+    record = record_of(spec)
+    assert record['metrics']['cut_label_targets'] == record['metrics']['n_train']
+    assert record['generation']['max_new_tokens'] < 20 and 'label targets (max_target=20)' in capsys.readouterr().err
+    with pytest.raises(UsageError, match='max_target=5 cuts a label or the mark behind it: set [0-9]+ or more'):
+        record_of(replace(spec, max_target=5))
 
 
 def test_a_label_that_is_cut_is_an_error(tmp_path):

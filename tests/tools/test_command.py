@@ -216,6 +216,7 @@ def test_recorded_teacher(main, recorded, task, split, accuracy):
         ['task=esnli', 'stand_in=true'],
         ['task=anli1', 'stand_in=true', 'label_source=teacher'],
         ['task=svamp', 'method=single_task', 'max_target=128'],
+        ['task=svamp', 'method=answer_first'],
         ['task=cqa', 'method=rationale_as_input'],
         ['task=svamp', 'prefix_style=authors', 'loss_form=authors'],
     ],
