@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BATCH_TOKENS', 'InputBatch', 'batch_by_length', 'input_batches', 'answer_settings', 'PlainAnswers', 'for_batches',
-           'decode_text', 'generate', 'label_accuracy', 'unwritable', 'label_ids', 'likeliest_labels',
+           'decode_text', 'generate', 'right_answers', 'label_accuracy', 'unwritable', 'label_ids', 'likeliest_labels',
            'next_token_accuracy', 'cost_cases', 'seconds', 'prediction_cost']
 
 # %% ../../nbs/method/23_answering.ipynb #067bd1b7
@@ -145,17 +145,26 @@ def generate(
 
     return for_batches(answer, asked, batches, dtype)
 
-# %% ../../nbs/method/23_answering.ipynb #00743dda
-def label_accuracy(
+# %% ../../nbs/method/23_answering.ipynb #00743ddb
+def right_answers(
     outputs: Sequence[str],  # What the student generated
     labels: Sequence[str],
     answer: str = 'text',  # `Task.answer`
     method: str = 'standard',  # How the student was trained, which decides where its label stands
+) -> list[bool]:
+    "Whether each answer is right."
+    said = [label_from_output(output, method) for output in outputs]
+    return [is_correct(text, label, answer) for text, label in zip(said, labels, strict=True)]
+
+# %% ../../nbs/method/23_answering.ipynb #00743dda
+def label_accuracy(
+    outputs: Sequence[str],  # These and the others as for `right_answers`
+    labels: Sequence[str],
+    answer: str = 'text',
+    method: str = 'standard',
 ) -> float:  # Percent
     "Share of right labels."
-    said = [label_from_output(output, method) for output in outputs]
-    right = sum(is_correct(text, label, answer) for text, label in zip(said, labels, strict=True))
-    return round(100 * right / len(labels), 4)
+    return round(100 * sum(right_answers(outputs, labels, answer, method)) / len(labels), 4)
 
 # %% ../../nbs/method/23_answering.ipynb #972831a0
 def unwritable(

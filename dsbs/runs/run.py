@@ -8,8 +8,8 @@ __all__ = ['ANSWERS', 'SEPARATORS', 'NOT_WRITTEN', 'MANY_UNKNOWN', 'SHOWN', 'eng
            'check_starts', 'texts_lost', 'lost_metrics', 'say_lost', 'check_cut', 'check_positions', 'longest_label',
            'constant_label_loss', 'Run', 'special_in', 'tokens_of', 'ask_all', 'answers', 'accuracy',
            'likeliest_accuracy', 'test_rationales', 'rationale_metrics', 'tokens_trained', 'majority', 'run_metrics',
-           'teacher_quality', 'teacher_of', 'make_record', 'shape', 'side_by_side', 'train_together', 'Trained',
-           'train_runs']
+           'teacher_quality', 'teacher_of', 'as_bits', 'make_record', 'shape', 'side_by_side', 'train_together',
+           'Trained', 'train_runs']
 
 # %% ../../nbs/runs/28_run.ipynb #0fc1b041
 import sys
@@ -34,6 +34,7 @@ from dsbs.method.answering import (
     label_ids,
     likeliest_labels,
     next_token_accuracy,
+    right_answers,
     unwritable,
 )
 from ..method.multitask import RATIONALE_START, Tokenised
@@ -466,6 +467,12 @@ def teacher_of(spec: RunSpec, task) -> str:
         return set_name(spec.teacher)
     return '' if task.brief else teacher_name(task, spec.teacher_error)
 
+# %% ../../nbs/runs/28_run.ipynb #5e1fa401
+def as_bits(right: Sequence[bool]) -> str:  # Hexadecimal, a digit for four questions
+    "One bit for each question, 1 where the answer is right."
+    fours = [right[i : i + 4] for i in range(0, len(right), 4)]
+    return ''.join(f'{sum(8 >> i for i, yes in enumerate(four) if yes):x}' for four in fours)
+
 # %% ../../nbs/runs/28_run.ipynb #950dd4fc
 SHOWN = 20  # Test questions whose answers are kept in a record
 
@@ -474,7 +481,7 @@ def make_record(run: Run, result) -> dict:
     "The record of a trained run; this asks the test questions, once."
     spec, task, outputs = run.spec, run.data.task, answers(run, 'test')
     cut = any(run.lost[f'cut_{split}_inputs'] for split in task.splits)
-    device = run.student.device
+    right, device = right_answers(outputs, task['test'][:]['label'], task.answer, spec.method), run.student.device
     made = dict(recipe=recipe(spec), device=str(device), engine=run.kind)
     made |= dict(resumed=result.resumed, students=result.students)
     return dict(
@@ -483,6 +490,7 @@ def make_record(run: Run, result) -> dict:
         metrics=run_metrics(run, result, outputs),
         history=result.history,
         evaluations=result.evaluations,
+        correct=as_bits(right),
         answers=dict(list(zip(task['test']['id'], outputs, strict=True))[:SHOWN]),
         generation=dict(max_new_tokens=run.longest_output, max_input=spec.max_input if cut else None),
         teacher_quality=teacher_quality(run),

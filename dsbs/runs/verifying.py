@@ -101,6 +101,17 @@ def _of_accuracies(m, evaluations):  # (field, recorded, what would fit)
             fits[name] = round(100 * round(m[name] * m['n_test'] / 100) / m['n_test'], 4)
     return [(f'metrics.{name}', m[name], value) for name, value in fits.items()]
 
+# %% ../../nbs/runs/30_verifying.ipynb #5e1fa410
+def _of_bits(record):  # as above; an older record has no bits
+    said, n = record.get('correct'), record['metrics']['n_test']
+    if said is None:
+        return []
+    digits = -(-n // 4)
+    if not re.fullmatch(f'[0-9a-f]{{{digits}}}', str(said)):
+        return [('correct', said, f'{digits} hexadecimal digits')]
+    right = bin(int('1' + said, 16))[3 : 3 + n].count('1')
+    return [('metrics.test_accuracy', record['metrics']['test_accuracy'], round(100 * right / n, 4))]
+
 # %% ../../nbs/runs/30_verifying.ipynb #dd44da7e
 def _prepare_again(record, folders):
     spec, made = make_spec(ADDED | record['spec']), record['provenance']
@@ -115,14 +126,14 @@ def _prepare_again(record, folders):
 def _contradictions(record, data):  # field, recorded, rerun: what would fit
     evaluations = record['evaluations']
     fits = [('key', record['key'], key_of(data.spec, data.task.name, record['data']))]
-    fits += _of_accuracies(record['metrics'], evaluations)
+    fits += _of_accuracies(record['metrics'], evaluations) + _of_bits(record)
     if not {1, *(e['step'] for e in evaluations)} <= {h['step'] for h in record['history']}:
         fits.append(('history', 'steps are missing', 'the first step and those validated'))
-    wrong = [dict(field=field, recorded=recorded, rerun=fit) for field, recorded, fit in fits if recorded != fit]
+    wrong = {field: dict(field=field, recorded=recorded, rerun=fit) for field, recorded, fit in fits if recorded != fit}
     other = [split for split, digest in record['data'].items() if data.hashes.get(split) != digest]
     if other and not wrong:
         raise UsageError(f'the data here are not those of the record: {", ".join(other)} of {data.task.name} differ')
-    return wrong
+    return list(wrong.values())
 
 # %% ../../nbs/runs/30_verifying.ipynb #33006dae
 def check_record(

@@ -87,6 +87,7 @@ def train(
     examples=None,
     weight=1.0,
     accuracy=None,
+    constants=None,
 ):
     """Train students, each with a checkpoint in `folder` after each update, resumed from where there is one;
     the accuracy is a function of the weights."""
@@ -105,7 +106,8 @@ def train(
         if folder:
             keeper.folders[name] = folder / str(seed)
             keeper.saved[name] = load_checkpoint(folder / str(seed), name)
-        trainees.append(Trainee(examples or rows(), validate, seed, name=name))
+        constant = (constants or {}).get(seed)
+        trainees.append(Trainee(examples or rows(), validate, seed, name=name, constant=constant))
     engine = StackedEngine(students, rationale_weight=weight)
     results = fit(engine, trainees, config, lambda: next(updates) == stop_at, keeper)
     trained = [Trained(flat(t5), lasts[seed], r) for t5, seed, r in zip(students, seeds, results)]
@@ -437,6 +439,23 @@ def test_students_of_a_stack_are_gone_on_with_together_and_alone(tmp_path):
                 assert one == whole[seed] if as_saved else one.is_near(whole[seed]), (seed, seeds)
     with pytest.raises(ValueError, match=r'different steps cannot train side by side: \[2, 5\]'):
         train(tmp_path / '5', **how, seeds=(0, 1))
+
+
+def test_patience_that_waits_for_the_plateau_is_gone_on_with(tmp_path):
+    "The first student is below its plateau at once, and its patience ends; the second never gets below its own."
+    how = dict(
+        config=replace(SHORT, max_steps=12, patience=4),
+        dropout=0.0,
+        examples=rows(even=True),
+        accuracy=lambda seed, weights: 50.0,
+        constants={0: 1e9, 1: 1e-9},
+        seeds=(0, 1),
+    )
+    whole = train(**how)
+    assert [(t.result.stopped, t.result.steps) for t in whole] == [('patience', 9), ('max_steps', 12)]
+    with pytest.raises(Interrupted):
+        train(tmp_path, **how, stop_at=5)
+    assert train(tmp_path, **how) == whole
 
 
 def test_runs_at_different_steps_and_of_other_keys(tmp_path, capsys):

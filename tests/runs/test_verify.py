@@ -19,7 +19,7 @@ pytestmark = pytest.mark.numeric
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / 'reports' / 'results'
-SPEC = dict(student='scratch-32x1', max_steps=8, eval_every=4, learning_rate=3e-3, batch_size=8, n_train=32)
+SPEC = dict(student='scratch-32x1', max_steps=20, eval_every=4, learning_rate=3e-3, batch_size=8, n_train=32)
 
 
 @pytest.fixture(scope='module')
@@ -90,7 +90,7 @@ def test_a_record_as_it_was_made_is_equal(form, record, main, tmp_path):
             del record['spec'][name]
         for name in SINCE:
             del record['metrics'][name]
-        del record['answers'], record['provenance']['machine']['model']
+        del record['answers'], record['correct'], record['provenance']['machine']['model']
     status, told, last = call(main, tmp_path / 'record.json', record)
     assert (
         status == 0
@@ -102,7 +102,7 @@ def test_a_record_as_it_was_made_is_equal(form, record, main, tmp_path):
     assert {'key', 'equal', 'differences', 'machine', 'recorded_commit', 'this_commit'} <= set(told) and not (
         tmp_path / 'runs'
     ).exists()
-    lacks = ['answers', *(f'metrics.{name}' for name in SINCE)] if form.startswith('before') else []
+    lacks = ['answers', 'correct', *(f'metrics.{name}' for name in SINCE)] if form.startswith('before') else []
     assert told['not_recorded'] == lacks and bool(told['machine']['not_recorded']) == bool(lacks)
 
 
@@ -112,6 +112,13 @@ def test_a_record_is_found_by_its_key(record, main, tmp_path):
     before = path.read_bytes()
     status, out, err = main('verify', record['key'][:8])
     assert status == 0 and 'all numbers are equal' in out and path.read_bytes() == before, err
+
+
+def claims(record, more):
+    "More questions, in a record that does not say which."
+    m = record['metrics']
+    m['test_accuracy'] = round(m['test_accuracy'] + 100 * more / m['n_test'], 4)
+    del record['correct']
 
 
 def digit(value):
@@ -126,6 +133,12 @@ FOUND_AT_ONCE = {
     'a data hash': lambda r: r['data'].update(train='0' * 64),
     'a hash left out': lambda r: r['data'].pop('teacher'),
     'a digit of an accuracy': lambda r: r['metrics'].update(test_accuracy=digit(r['metrics']['test_accuracy'])),
+    'a question more than the bits say': lambda r: r['metrics'].update(
+        test_accuracy=round(r['metrics']['test_accuracy'] + 100 / r['metrics']['n_test'], 4)
+    ),
+    'a bit': lambda r: r.update(correct=f'{int(r["correct"][0], 16) ^ 8:x}{r["correct"][1:]}'),
+    'a digit of the bits left out': lambda r: r.update(correct=r['correct'][1:]),
+    'bits that are none': lambda r: r.update(correct=[1, 0]),
     'the validation accuracy': lambda r: r['metrics'].update(
         validation_accuracy=r['metrics']['validation_accuracy'] + 0.5
     ),
@@ -152,17 +165,16 @@ def test_a_tampered_record_is_found_without_training(what, record, main, tmp_pat
 
 FOUND_BY_TRAINING = {
     'a question more': (
-        lambda r: r['metrics'].update(
-            test_accuracy=round(r['metrics']['test_accuracy'] + 100 / r['metrics']['n_test'], 4)
-        ),
+        lambda r: claims(r, 1),
         'metrics.test_accuracy',
         True,
     ),
     'ten points more': (
-        lambda r: r['metrics'].update(test_accuracy=r['metrics']['test_accuracy'] + 10),
+        lambda r: claims(r, r['metrics']['n_test'] // 10),
         'metrics.test_accuracy',
         False,
     ),
+    'which questions were right': (lambda r: r.update(correct=r['correct'][4:] + r['correct'][:4]), 'correct', True),
     'a digit of a loss': (
         lambda r: r['history'][3].update(loss=round(r['history'][3]['loss'] + 1e-4, 5)),
         'history[4].loss',
