@@ -6,7 +6,8 @@
 __all__ = ['LOOKS', 'THEME', 'AXES', 'NOTHING_KNOWN', 'Look', 'curves_in', 'by_name', 'short_number', 'literal', 'finite',
            'seeds_at', 'seeds_note', 'gaps', 'write_gaps', 'Beside', 'reference_lines', 'places', 'mark_places',
            'hollow_points', 'accuracy_curves', 'shared_legend', 'panels_figure', 'accuracy_table', 'finish_rows',
-           'accuracy_rows', 'published_rows', 'Known', 'rows_figure', 'cell_means', 'passing_map', 'tokens_a_step',
+           'accuracy_rows', 'published_rows', 'Known', 'rows_figure', 'RunsPanel', 'draw_runs', 'draw_known',
+           'write_at_chance', 'runs_note', 'runs_panel', 'runs_figure', 'cell_means', 'passing_map', 'tokens_a_step',
            'validations', 'learning_curves', 'headline_bars', 'cost_lines', 'save_figure']
 
 # %% ../../nbs/evidence/38_plotting.ipynb #fb3c07f8
@@ -48,6 +49,8 @@ LOOKS = {
     'human': Look('Step-by-step, human explanations', '#117733', 'h'),
     'agreeing': Look('Step-by-step, only where the teacher is right', '#332288', '>'),
     'weaker_teacher': Look('Step-by-step, weaker teacher', '#44AA99', 'p'),
+    'gpt_teacher': Look('Step-by-step, GPT-3.5 as teacher', '#44AA99', 'v'),
+    'long_rationales': Look('Step-by-step, long rationales of GPT-3.5', '#882255', 's'),
     'decoder': Look('Task at the decoder', '#CC6677', '*'),
     'decoder_longer': Look('Task at the decoder, equal compute', '#AA4499', '8', '--'),
     'decoder_shuffled': Look('Task at the decoder, shuffled', '#999933', 'H', '--'),
@@ -388,6 +391,102 @@ def rows_figure(
     if theirs:
         known.draw(parts[1].subplots(1, len(theirs), squeeze=False)[0], titles or {})
         shared_legend(parts[1], parts[1].axes)
+    return fig
+
+# %% ../../nbs/evidence/38_plotting.ipynb #38100002
+@dataclass(frozen=True)
+class RunsPanel:
+    "What a panel of other people's runs shows."
+
+    title: str
+    runs: pd.DataFrame  # curve, at, test_accuracy, at_chance, apart (in no mean)
+    known: pd.DataFrame  # curve, at, test_accuracy, source: published means
+    places: dict  # Value of `at` -> how it is written, in order
+    label: str  # Of the axis
+    chance: float | None = None  # Percent; None: all runs are far above
+    apart: str = 'in no mean'  # What is said of runs that are in no mean
+
+    @property
+    def there(self):  # the values that have a point
+        return [value for value in self.places if value in {*self.runs['at'], *self.known['at']}]
+
+    def x(self, curve: str, at) -> float:
+        "Where a curve's runs stand at a value, so that curves stand side by side."
+        curves = curves_in(self.runs)
+        aside = curves.index(curve) - (len(curves) - 1) / 2 if self.sides else 0.0
+        return self.there.index(at) + 0.16 * aside
+
+    @property
+    def sides(self):  # whether a value has several curves
+        return self.runs.groupby('at')['curve'].nunique().max() > 1
+
+# %% ../../nbs/evidence/38_plotting.ipynb #38100004
+def draw_runs(ax: plt.Axes, panel: RunsPanel):
+    "Draw each run, and the means of those that are in one."
+    if panel.runs['apart'].any():
+        ax.plot([], [], 'o', color='#555555', markerfacecolor='none', markersize=3, label=panel.apart)
+    for curve in curves_in(panel.runs):
+        look, some = LOOKS[curve], panel.runs[panel.runs['curve'] == curve]
+        dots = dict(linestyle='', marker='o', markersize=3, color=look.color, zorder=2)
+        for apart, runs in some.groupby('apart'):
+            fill = dict(markerfacecolor='none') if apart else dict(alpha=0.5, markeredgewidth=0)
+            ax.plot([panel.x(curve, at) for at in runs['at']], runs['test_accuracy'], **dots, **fill)
+        means = some[~some['apart']].groupby('at')['test_accuracy'].mean()
+        means = means.reindex([at for at in panel.there if at in means])
+        drawn = dict(color=look.color, marker=look.marker, linestyle=look.line, markersize=6, label=look.name)
+        ax.plot([panel.x(curve, at) for at in means.index], means, markeredgecolor='white', zorder=4, **drawn)
+
+# %% ../../nbs/evidence/38_plotting.ipynb #38100006
+def draw_known(ax: plt.Axes, panel: RunsPanel):
+    "Draw published means: hollow those of the first source, crosses those of others."
+    sources = list(dict.fromkeys(panel.known['source']))
+    for source, curve, at, accuracy in panel.known[['source', 'curve', 'at', 'test_accuracy']].itertuples(index=False):
+        look, first = LOOKS[curve], source == sources[0]
+        mark = dict(marker=look.marker, color=look.color) if first else dict(marker='x', color='#555555')
+        ax.plot(panel.there.index(at) + 0.3, accuracy, linestyle='', markerfacecolor='white', markersize=5.5, **mark)
+    for source, marker in zip(sources, 'ox', strict=False):
+        ax.plot([], [], marker, color='#555555', markerfacecolor='white', markersize=5.5, label=source)
+
+
+def write_at_chance(ax: plt.Axes, panel: RunsPanel):
+    "Draw the line of guessing, and write how many of a curve's runs stay there."
+    if panel.chance is None:
+        return
+    ax.axhline(panel.chance, color='#999999', linewidth=0.8, label='Guessing (8/9: 8 of 9 runs stay here)')
+    counted = panel.runs[~panel.runs['apart']].groupby(['curve', 'at'])['at_chance'].agg(['sum', 'size'])
+    for (curve, at), (stay, runs) in counted[counted['sum'] > 0].iterrows():
+        place = dict(xytext=(0, -5), textcoords='offset points', ha='center', va='top', fontsize=6.5)
+        ax.annotate(f'{stay}/{runs}', (panel.x(curve, at), panel.chance), color=LOOKS[curve].color, **place)
+
+# %% ../../nbs/evidence/38_plotting.ipynb #38100008
+def runs_note(panel: RunsPanel) -> str:
+    "How many runs are behind a mean."
+    counts = panel.runs[~panel.runs['apart']].groupby(['curve', 'at']).size()
+    return f'n = {min(counts)} runs' if min(counts) == max(counts) else f'n = {min(counts)} to {max(counts)} runs'
+
+
+def runs_panel(ax: plt.Axes, panel: RunsPanel) -> plt.Axes:
+    "Draw a panel of other people's runs."
+    draw_runs(ax, panel)
+    draw_known(ax, panel)
+    write_at_chance(ax, panel)
+    ax.set_xticks(range(len(panel.there)), [panel.places[at] for at in panel.there])
+    ax.set_xlim(-0.5, len(panel.there) - 0.4)
+    ax.margins(y=0.12)
+    ax.set(xlabel=f'{panel.label} ({runs_note(panel)})', ylabel='Test accuracy (%)')
+    ax.set_title(literal(panel.title), loc='left')
+    return ax
+
+
+def runs_figure(panels: Sequence[RunsPanel]) -> plt.Figure:
+    "Panels of other people's runs, at most three in a row."
+    columns = 2 if len(panels) in (2, 4) else min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    size = ({1: 5.4, 2: 6.6, 3: 8.4}[columns], 0.8 + 2.4 * rows)
+    fig, axes = plt.subplots(rows, columns, figsize=size, layout='constrained', squeeze=False)
+    for ax, panel in zip(axes.flat, panels, strict=True):
+        runs_panel(ax, panel)
+    shared_legend(fig, axes.flat, ncols=min(3, columns + 1))
     return fig
 
 # %% ../../nbs/evidence/38_plotting.ipynb #26928e4a

@@ -4,10 +4,13 @@
 
 # %% auto #0
 __all__ = ['PAPER_STANDARD', 'PAPER_STEP_BY_STEP', 'PAPER_TABLES', 'OREGON', 'OREGON_BASIS', 'REPRODUCTIONS', 'INDEPENDENT',
-           'INDEPENDENT_SOURCE', 'SHORT_TEACHERS', 'PAPER_RATE', 'CHANCE', 'POINT', 'SAME', 'OPEN_CHOICES',
-           'STUDENT_SIZES', 'FACTS', 'FACTS_OF_FIGURES', 'FACTS_OF_DATA', 'read_independent', 'chance_limit',
-           'at_chance', 'at_usual_rate', 'independent_means', 'runs_with', 'correspond', 'independent_gain',
-           'labels_alone', 'independent_gains', 'kind_of_data', 'data_fact', 'span', 'student_fact', 'teacher_behind',
+           'INDEPENDENT_SOURCE', 'SHORT_TEACHERS', 'PAPER_RATE', 'CHANCE', 'POINT', 'SAME', 'BASE', 'WHOLE', 'PLAIN',
+           'HUMAN', 'OF_PALM', 'OF_GPT', 'FROM_PALM', 'FROM_GPT', 'OTHER_BATCH', 'SHOWN', 'GPT_HUMAN',
+           'INDEPENDENT_FIGURES', 'PLACES', 'THE_PAPER', 'ONE_REPETITION', 'TABLE_1_TEACHERS', 'OREGON_TEACHERS',
+           'OPEN_CHOICES', 'STUDENT_SIZES', 'FACTS', 'FACTS_OF_FIGURES', 'FACTS_OF_DATA', 'read_independent',
+           'chance_limit', 'at_chance', 'at_usual_rate', 'independent_means', 'runs_with', 'correspond',
+           'independent_gain', 'labels_alone', 'independent_gains', 'RunsShown', 'places_of', 'shown_runs',
+           'known_points', 'known_beside', 'kind_of_data', 'data_fact', 'span', 'student_fact', 'teacher_behind',
            'teacher_fact', 'sizes_fact', 'labels_fact', 'updates_fact', 'rate_fact', 'paper_specs', 'data_panels',
            'controls_of', 'compared_facts', 'panels_compared', 'differences', 'describe_split', 'describe',
            'read_described', 'keep_described', 'teacher_lines']
@@ -15,7 +18,7 @@ __all__ = ['PAPER_STANDARD', 'PAPER_STEP_BY_STEP', 'PAPER_TABLES', 'OREGON', 'OR
 # %% ../../nbs/evidence/35_published.ipynb #35000001
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
@@ -115,6 +118,7 @@ def read_independent(
         teacher=rows['teacher'].map(SHORT_TEACHERS).fillna(''),
         shown_label=note.str.contains('shown the label'),
         long=note.str.contains('long rationales'),
+        partly=rows['share'].between(0, 1, inclusive='neither'),
         share=rows['share'].fillna(0.0),
         n_train=(rows['train_fraction'] * rows['task'].map(sizes['train'])).round().astype(int),
         n_test=rows['task'].map(sizes['test']),
@@ -216,6 +220,116 @@ def independent_gains(
                 other_batch = not set(runs['batch_size']) & set(other['batch_size'])
                 rows.append(point | gain_row(gain) | dict(pairing=how, other_batch=other_batch))
     return pd.DataFrame(rows)
+
+# %% ../../nbs/evidence/35_published.ipynb #35100022
+@dataclass(frozen=True)
+class RunsShown:
+    "A panel of other people's runs."
+
+    panel: str  # "anli1" or "cqa"
+    along: str  # A column of `read_independent`
+    runs: str  # Which, as a query of pandas
+    detail: str = ''  # What the title says of them
+    known: bool = False  # The paper's values and another repetition belong beside them
+
+
+BASE, WHOLE, PLAIN = "student == 'base'", 'train_fraction == 1', 'not partly and not shown_label'
+HUMAN = f"label_source == 'human' and {PLAIN}"
+OF_PALM, OF_GPT = (
+    f"label_source == 'teacher' and teacher == '{teacher}' and {PLAIN}" for teacher in SHORT_TEACHERS.values()
+)
+FROM_PALM, FROM_GPT = (f'labels and rationales of {teacher}' for teacher in SHORT_TEACHERS.values())
+OTHER_BATCH, SHOWN = 'human labels; at large, batch sizes differ', 'human labels, GPT-3.5 shown the label'
+GPT_HUMAN = f"label_source == 'human' and teacher in ('', 'GPT-3.5') and not long and {WHOLE}"
+
+# %% ../../nbs/evidence/35_published.ipynb #35100024
+INDEPENDENT_FIGURES = {  # One of `grids.FIGURES` -> its panels
+    'fig4_data_size_human': [
+        RunsShown(panel, 'train_fraction', f'{BASE} and {HUMAN}', 'human labels', known=True) for panel in CHANCE
+    ],
+    'fig5_data_size_teacher': [
+        RunsShown(panel, 'train_fraction', f'{BASE} and {runs}', detail)
+        for panel in CHANCE
+        for runs, detail in ((OF_PALM, FROM_PALM), (OF_GPT, FROM_GPT))
+    ],
+    'fig6_model_size_human': [RunsShown('anli1', 'student', f'{WHOLE} and {HUMAN}', OTHER_BATCH, known=True)],
+    'fig7_model_size_teacher': [
+        RunsShown('anli1', 'student', f'{WHOLE} and {OF_PALM}', 'PaLM 540B as teacher; at large, batch sizes differ'),
+        RunsShown('anli1', 'student', f'{WHOLE} and {OF_GPT}', 'GPT-3.5 as teacher; at large, batch sizes differ'),
+    ],
+    'table1_teachers': [
+        RunsShown(panel, 'teacher', f'{BASE} and {WHOLE} and {HUMAN}', 'human labels', known=True) for panel in CHANCE
+    ],
+    'rationale_content': [
+        RunsShown('cqa', 'share', f'{BASE} and {GPT_HUMAN}', 'human labels, GPT-3.5 not shown the label'),
+        RunsShown('anli1', 'share', f"{BASE} and {GPT_HUMAN} and (shown_label or curve == 'standard')", SHOWN),
+        RunsShown('anli1', 'student', f"{WHOLE} and label_source == 'human' and shown_label and not partly", SHOWN),
+    ],
+}
+
+# %% ../../nbs/evidence/35_published.ipynb #35100027
+PLACES = {  # Column -> its values in order, and how they are written; None: as a percentage
+    'train_fraction': dict.fromkeys((0.125, 0.25, 0.5, 0.75, 1.0)),
+    'share': dict.fromkeys((0.0, 0.15, 0.33, 0.5, 0.66, 0.85, 1.0)) | {0.0: 'none'},
+    'student': dict(small='small', base='base\n(220M)', large='large\n(770M)', xl='xl'),
+    'teacher': {
+        '': 'labels\nalone',
+        'GPT-NeoX 20B': 'GPT-NeoX\n20B',
+        'Llama-3-8B': 'Llama-3\n8B',
+        'GPT-3.5': 'GPT-3.5',
+        'PaLM 540B': 'PaLM\n540B',
+    },
+}
+
+
+def places_of(shown: RunsShown) -> dict:  # Value -> how it is written
+    "Where the runs of a panel may stand."
+    return {value: text or f'{100 * value:g}%' for value, text in PLACES[shown.along].items()}
+
+
+def shown_runs(
+    frame: pd.DataFrame,  # From `read_independent`
+    shown: RunsShown,
+) -> pd.DataFrame:  # curve (of the plots), at, test_accuracy, at_chance, apart (in no mean)
+    "The runs of a panel."
+    some = frame[frame['panel'] == shown.panel].query(shown.runs)
+    own = (some['curve'] == 'step_by_step') & (some['teacher'] == 'GPT-3.5') & (some['label_source'] == 'human')
+    curve = some['curve'].mask(own, 'gpt_teacher').mask(some['long'], 'long_rationales')
+    places = dict(at=some[shown.along], apart=some['learning_rate'] > PAPER_RATE, at_chance=at_chance(some))
+    return some[['test_accuracy']].assign(curve=curve, **places)
+
+# %% ../../nbs/evidence/35_published.ipynb #35100030
+THE_PAPER, ONE_REPETITION = 'the paper, 4 runs', 'Oregon course project, 1 run'
+TABLE_1_TEACHERS = dict(standard='', weaker_teacher='GPT-NeoX 20B', step_by_step='PaLM 540B')  # Curve -> teacher
+OREGON_TEACHERS = dict(zip(('PaLM 540B', 'Llama-3-8B'), REPRODUCTIONS, strict=False))
+
+
+def known_points(
+    shown: RunsShown,
+) -> pd.DataFrame:  # curve, teacher, train_fraction, student, test_accuracy, source
+    "Published values of the base student with human labels."
+    rows = [
+        dict(curve=curve, teacher=teacher, test_accuracy=PAPER_TABLES['table1_teachers'][curve][shown.panel])
+        for curve, teacher in TABLE_1_TEACHERS.items()
+    ]
+    points = pd.DataFrame(rows).assign(train_fraction=1.0, source=THE_PAPER)
+    for teacher, found in OREGON_TEACHERS.items():
+        shares = found['fractions'].get(shown.panel, {}) | {1.0: found['accuracy'][shown.panel]}
+        more = pd.DataFrame(dict(train_fraction=shares.keys(), test_accuracy=shares.values()))
+        points = pd.concat([points, more.assign(curve='step_by_step', teacher=teacher, source=ONE_REPETITION)])
+    return points.assign(student='base')
+
+
+def known_beside(shown: RunsShown) -> pd.DataFrame:  # curve, at, test_accuracy, source
+    "The published values that belong into a panel: of its teachers, and along its axis."
+    points = known_points(shown)
+    if not shown.known:
+        return points.assign(at=None)[:0]
+    if shown.along != 'teacher':
+        points = points[points['teacher'].isin(('', 'PaLM 540B'))]
+    if shown.along != 'train_fraction':
+        points = points[points['train_fraction'] == 1]
+    return points.assign(at=points[shown.along])[['curve', 'at', 'test_accuracy', 'source']]
 
 # %% ../../nbs/evidence/35_published.ipynb #450e361c
 OPEN_CHOICES = [  # what the paper does not say, what we choose, why
