@@ -143,7 +143,8 @@ def test_every_figure_made_twice_is_the_same_bytes(tmp_path, published):
     for seed in '12':
         reports = tmp_path / seed
         shutil.copytree(published / 'reports' / 'results', reports / 'results')
-        shutil.copy(published / 'reports' / 'datasets.jsonl', reports)
+        for name in ('datasets.jsonl', 'independent_runs.csv'):
+            shutil.copy(published / 'reports' / name, reports)
         done = subprocess.run(
             [BIN / 'dsbs', 'reproduce', '--preset', 'recorded', '--reports', reports, '--json'],
             cwd=ROOT,
