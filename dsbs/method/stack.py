@@ -20,6 +20,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import get_total_norm
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 from transformers import T5ForConditionalGeneration
 from transformers.activations import ACT2FN
@@ -31,13 +32,14 @@ from .training import Engine
 
 # %% ../../nbs/method/24_stack.ipynb #0db28162
 class Stack(nn.Module):
-    "K students of one shape: `[K, ...]` weights of which each student's own are slices."
+    "K students of one shape, but for their vocabularies: `[K, ...]` weights of which each student's own are slices."
 
     def __init__(self, students: Sequence[T5ForConditionalGeneration]):
         super().__init__()
         self.students, self.config = list(students), students[0].config
         named = [dict(s.named_parameters()) for s in students]
         self.weights = nn.ParameterDict({_key(name): _side_by_side([n[name].data for n in named]) for name in named[0]})
+        self.register_buffer('lacking', _lacking([s.config.vocab_size for s in students]), persistent=False)
         self.random = np.random.Generator(np.random.SFC64(0))  # Of the dropout on a CPU
         self.gradient_checkpointing = False
         self.share()
@@ -46,15 +48,20 @@ class Stack(nn.Module):
         "Make the students' weights slices of the stacked ones, as they are now."
         for k, student in enumerate(self.students):
             for name, p in student.named_parameters():
-                p.data = self.weights[_key(name)].data[k]
+                p.data = self.weights[_key(name)].data[k][: len(p)]
 
 
 def _key(name):  # A name that `ParameterDict` takes
     return name.replace('.', '/')
 
 
-def _side_by_side(tensors):
-    return nn.Parameter(tensors[0][None] if len(tensors) == 1 else torch.stack(tensors))
+def _side_by_side(tensors):  # the rows of shorter ones filled up with zeros
+    return nn.Parameter(tensors[0][None] if len(tensors) == 1 else pad_sequence(tensors, batch_first=True))
+
+
+def _lacking(sizes):  # [K, V], pieces that a student does not have; None: each has all
+    sizes = torch.tensor(sizes)
+    return torch.arange(sizes.max()) >= sizes[:, None] if len(sizes.unique()) > 1 else None
 
 # %% ../../nbs/method/24_stack.ipynb #df26bdf4
 def weight(stack: Stack, *names: str) -> torch.Tensor:  # [K, out, in]
@@ -263,7 +270,8 @@ def stacked_logits(stack: Stack, hidden: torch.Tensor) -> torch.Tensor:  # [K, n
     "The vocabulary head, for each student."
     if stack.config.scale_decoder_outputs:
         hidden = hidden * stack.config.d_model**-0.5
-    return linear(stack, hidden, 'lm_head' if _key('lm_head.weight') in stack.weights else 'shared')
+    logits = linear(stack, hidden, 'lm_head' if _key('lm_head.weight') in stack.weights else 'shared')
+    return logits if stack.lacking is None else logits.masked_fill(stack.lacking[:, None], -torch.inf)
 
 # %% ../../nbs/method/24_stack.ipynb #05108b0b
 class Padded(Tokenised):
@@ -434,13 +442,14 @@ class StackedEngine(Engine):
 def slices(stack: Stack, student, of=torch.Tensor.detach) -> dict[str, torch.Tensor]:
     "One student's slice of what `of` gives for each stacked weight."
     k = next(k for k, one in enumerate(stack.students) if one is student)
-    return {name: of(stack.weights[_key(name)])[k] for name, _ in student.named_parameters()}
+    return {name: of(stack.weights[_key(name)])[k][: len(p)] for name, p in student.named_parameters()}
 
 # %% ../../nbs/method/24_stack.ipynb #31a920e8
 def keep_some(stack: Stack, students: Sequence, optimizer: torch.optim.Optimizer):
     "Train only some of the students from now on; the others keep the weights they have."
     which = [k for k, one in enumerate(stack.students) if any(one is other for other in students)]
     stack.students = [stack.students[k] for k in which]
+    stack.lacking = None if stack.lacking is None else stack.lacking[which]
     for p in stack.weights.values():
         p.data = p.data[which]
         moments = optimizer.state[p]

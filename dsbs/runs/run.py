@@ -507,7 +507,7 @@ def shape(run: Run):  # None: it may not be stacked
     spec, lengths = run.spec, {tuple(map(len, vars(r).values())) for r in run.learned}
     if run.kind != 'stack' or spec.dropout or spec.student not in SCRATCH or len(lengths) > 1:
         return None
-    return lengths.pop(), min(spec.batch_size, len(run.rows)), len(run.tokenizer)
+    return lengths.pop(), min(spec.batch_size, len(run.rows))
 
 # %% ../../nbs/runs/28_run.ipynb #e560932b
 def side_by_side(runs: Sequence[Run], saved: dict) -> list[list[Run]]:

@@ -413,6 +413,7 @@ def training_examples(
 MAY_DIFFER = (
     'seed',
     'subset_seed',
+    'data_seed',
     'n_train',
     'train_fraction',
     'label_source',

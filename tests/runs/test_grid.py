@@ -1,5 +1,6 @@
 "Grids whose runs train side by side, and fail."
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -8,6 +9,7 @@ from nearly import nearly_the_same
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from dsbs.method.answering import PlainAnswers, generate, input_batches, label_accuracy
+from dsbs.method.training import Interrupted
 from dsbs.records import find_folders
 from dsbs.runs import experiments
 from dsbs.runs import run as runs
@@ -75,6 +77,22 @@ def test_without_rationales_runs_train_side_by_side_as_standard_finetuning_does(
         assert one.record['provenance']['students'] == len(SEEDS)
         assert one.record['history'] == other.record['history']
         assert one.record['metrics'] == other.record['metrics']
+
+
+def test_runs_on_facts_of_their_own_train_side_by_side(tmp_path, monkeypatch):
+    "Their tokenizers have different sizes; stopped, resumed, and beside each other they are as alone."
+    specs, fit, beside = [replace(TINY, seed=s, data_seed=s) for s in range(4)], runs.fit, []
+    monkeypatch.setattr(
+        runs, 'fit', lambda model, trainees, *args: beside.append(len(trainees)) or fit(model, trainees, *args)
+    )
+    prepared, updates = [prepare(s, find_folders(runs=tmp_path)) for s in specs], itertools.count(1)
+    assert len({len(runs.Run(p).tokenizer) for p in prepared}) > 1
+    with pytest.raises(Interrupted):
+        train_runs(prepared, resume=True, stop=lambda: next(updates) == 3)
+    together = [r for r, *_ in train_runs(prepared, resume=True)]
+    assert beside == [4, 4] and {r['provenance']['resumed'][0]['exact'] for r in together} == {True}
+    assert [same_numbers(r) for r in together] == [same_numbers(r) for r, *_ in train_runs(list(map(prepare, specs)))]
+    assert all(nearly_the_same(record, record_of(spec)) for record, spec in zip(together, specs))
 
 
 def test_when_a_stack_fails_its_runs_are_made_one_by_one(tmp_path, monkeypatch):
