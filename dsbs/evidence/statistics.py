@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TIDY', 'HOLDS', 'FAILS', 'EQUIVALENT', 'UNDECIDED', 'NOT_COMPARABLE', 'SEEDS_AT_A_LOOK', 'LOOK_LEVEL', 'SEEDS_RULE',
-           'POWER', 'MOST_MORE', 'mean_interval', 'right_answers', 'run_row', 'examples_asked', 'tidy', 'example_frame',
+           'POWER', 'MOST_MORE', 'mean_interval', 'from_bits', 'run_row', 'examples_asked', 'tidy', 'example_frame',
            'summary', 'Gain', 'satterthwaite', 'crossed_gain', 'binomial_variance', 'gain_over_seeds', 'unpaired_gain',
            'Differences', 'bits_by_seed', 'shared_questions', 'paired_differences', 'mean_differences', 'gain_row',
            'paired_gains', 'line_of', 'line_of_no_gain', 'line_of_all', 'line_of_any', 'holm', 'verdicts',
@@ -59,8 +59,8 @@ TIDY = (
 )
 
 # %% ../../nbs/evidence/33_statistics.ipynb #33000020
-def right_answers(
-    digits: str | None,  # `record['correct']`
+def from_bits(
+    digits: str | None,  # `record['correct']`, from `run.as_bits`
     n_test: int,  # Questions; the last digit is padded
 ) -> np.ndarray | None:  # bool, one for each question; None where an old record lacks them
     "Which questions a run answered right."
@@ -75,7 +75,7 @@ def run_row(
     "One record as a row; a value that the record lacks is None."
     spec, values = record['spec'], record['metrics'] | record['spec']
     row = {name: values.get(name) for name in TIDY} | dict(
-        correct=right_answers(record.get('correct'), values.get('n_test'))
+        correct=from_bits(record.get('correct'), values.get('n_test'))
     )
     asked = dict(n_asked=spec['n_train'], n_extra=spec.get('n_extra') or 0, train_fraction=spec['train_fraction'])
     return row | asked | dict(panel=panel, curve=curve, key=record['key'], n_train=record['metrics']['n_train'])

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dsbs.evidence.statistics import crossed_gain, paired_differences, paired_gains, right_answers
+from dsbs.evidence.statistics import crossed_gain, from_bits, paired_differences, paired_gains
 
 RNG = np.random.default_rng(5)
 BITS = RNG.random((4, 30)) < 0.6
@@ -54,5 +54,9 @@ def test_a_run_without_a_number_is_left_out():
     assert (row['n'], row['gain'], row['verdict']) == (1, 0, 'undecided')
 
 
-def test_bits_fill_the_last_digit():
-    assert right_answers('f', 3).tolist() == [True] * 3 and right_answers('08', 5).tolist() == [False] * 4 + [True]
+@pytest.mark.parametrize('n_test', [1, 3, 4, 5, 30])
+def test_bits_come_back_as_a_record_wrote_them(n_test):
+    from dsbs.runs.run import as_bits
+
+    right = BITS[0][:n_test].tolist()
+    assert from_bits(as_bits(right), n_test).tolist() == right
