@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['LOGITS', 'RATIONALE_START', 'Tokenised', 'tokenise', 'Batch', 'padded', 'collate', 'vocabulary_logits',
-           'summed_cross_entropy', 'target_loss', 'add_parts', 'step_by_step_loss']
+           'summed_cross_entropy', 'decoded', 'target_loss', 'add_parts', 'step_by_step_loss', 'strongest',
+           'shared_tokens_loss', 'add_mutual_information']
 
 # %% ../../nbs/method/21_multitask.ipynb #7f2c8068
 from collections.abc import Sequence
@@ -54,11 +55,16 @@ class Batch:
     label_at: torch.Tensor  # [n], places of the tokens in the flattened label targets
     rationale_targets: torch.Tensor  # [R, V], -100 at padding
     rationale_at: torch.Tensor  # [m], places of the tokens in the flattened rationale targets
-    rationale_rows: torch.Tensor  # [R], rows of input_ids that the rationales answer
+    explained: torch.Tensor  # [R], the examples that have a rationale
 
-    def token_counts(self) -> torch.Tensor:  # [2], on the host
-        "Target tokens of the labels and of the rationales."
-        return torch.tensor([len(self.label_at), len(self.rationale_at)])
+    def token_counts(self) -> torch.Tensor:  # [3], on the host
+        "Target tokens of the labels and of the rationales, and R."
+        return torch.tensor([len(self.label_at), len(self.rationale_at), len(self.explained)])
+
+    def rationale_rows(self) -> torch.Tensor | slice:
+        "The R rows of `input_ids` that the rationales answer."
+        n = len(self.label_targets)
+        return self.explained if len(self.input_ids) == n else slice(n, None)
 
     def each(self, move):  # Called with each tensor
         "The batch elsewhere: on a device, or in pinned memory."
@@ -79,16 +85,14 @@ def collate(
     "Make a batch of examples; each tensor is as wide as its longest member."
     explained = [i for i, row in enumerate(rows) if row.rationale_target]
     inputs = [row.label_input for row in rows]
-    rationale_rows = explained
     if any(rows[i].rationale_input != rows[i].label_input for i in explained):
-        rationale_rows = range(len(rows), len(rows) + len(explained))
         inputs += [rows[i].rationale_input for i in explained]
     mask = padded([[1] * len(ids) for ids in inputs], 0)
     parts = []
     for targets in ([row.label_target for row in rows], [rows[i].rationale_target for i in explained]):
         targets = padded(targets, -100)
         parts += [targets, (targets.flatten() != -100).nonzero().flatten()]
-    return Batch(padded(inputs, padding), mask, *parts, torch.tensor(list(rationale_rows), dtype=torch.long))
+    return Batch(padded(inputs, padding), mask, *parts, torch.tensor(explained, dtype=torch.long))
 
 # %% ../../nbs/method/21_multitask.ipynb #4c3d416d
 def vocabulary_logits(
@@ -121,14 +125,19 @@ def summed_cross_entropy(student, hidden: torch.Tensor, targets: torch.Tensor) -
     pieces = zip(hidden.split(most), targets.split(most), strict=True)
     return sum(checkpoint(piece, *some, use_reentrant=False) for some in pieces)
 
-# %% ../../nbs/method/21_multitask.ipynb #bb7faa66
-def target_loss(student, memory, mask, targets, at, start: int) -> torch.Tensor:
-    """Cross-entropy of one task's targets [rows, U], summed over their tokens, whose places in the flattened targets
-    are `at`. `memory` [rows, T, width] and `mask` [rows, T] are the encoder's; the decoder starts at token `start`."""
+# %% ../../nbs/method/21_multitask.ipynb #bb7faa65
+def decoded(student, memory, mask, targets, start: int) -> torch.Tensor:  # [rows, U, width]
+    """The decoder's vectors, from which the tokens of targets [rows, U] are told. `memory` [rows, T, width] and `mask`
+    [rows, T] are the encoder's; the decoder starts at token `start`."""
     written = pad(targets[:, :-1], (1, 0), value=start)
     written = written.masked_fill(written == -100, student.config.pad_token_id)
     read = dict(encoder_hidden_states=memory, encoder_attention_mask=mask)
-    hidden = student.get_decoder()(input_ids=written, **read, use_cache=False).last_hidden_state
+    return student.get_decoder()(input_ids=written, **read, use_cache=False).last_hidden_state
+
+# %% ../../nbs/method/21_multitask.ipynb #bb7faa66
+def target_loss(student, hidden: torch.Tensor, targets: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of one task's targets [rows, U], summed over their tokens, whose places in the flattened targets
+    are `at`; `hidden` [rows, U, width] is the decoder's."""
     return summed_cross_entropy(student, hidden.flatten(0, 1)[at], targets.flatten()[at])
 
 # %% ../../nbs/method/21_multitask.ipynb #3dbdce2b
@@ -148,16 +157,49 @@ def step_by_step_loss(
     batch: Batch,
     rationale_weight: float = 1.0,  # The paper's lambda
     loss_form: str = 'paper',  # One of `LOSS_FORMS`
-    totals: Sequence[int] | None = None,  # Label and rationale tokens of the whole batch; None: those of `batch`
-) -> dict[str, torch.Tensor]:  # As `add_parts` gives them
+    totals: Sequence[int] | None = None,  # `token_counts` of the whole batch; None: those of `batch`
+    mutual_information: float = 0.0,  # Weight of the term that the end of this notebook explains
+) -> dict[str, torch.Tensor]:  # As `add_parts` and `add_mutual_information` give them
     "The paper's loss of a batch, each part the mean cross-entropy per target token."
-    label_tokens, rationale_tokens = batch.token_counts() if totals is None else totals
+    totals = batch.token_counts() if totals is None else totals
     mask, start, n = batch.attention_mask, student.config.decoder_start_token_id, len(batch.label_targets)
     memory = student.get_encoder()(input_ids=batch.input_ids, attention_mask=mask).last_hidden_state
-    label = target_loss(student, memory[:n], mask[:n], batch.label_targets, batch.label_at, start) / label_tokens
-    rationale = torch.zeros_like(label) if rationale_tokens else None
-    if len(rows := batch.rationale_rows):
-        start = start if len(memory) > n else RATIONALE_START
-        about = (batch.rationale_targets, batch.rationale_at, start)
-        rationale = target_loss(student, memory[rows], mask[rows], *about) / rationale_tokens
-    return add_parts(label, rationale, rationale_weight, loss_scale(loss_form, rationale_weight))
+    of_labels = decoded(student, memory[:n], mask[:n], batch.label_targets, start)
+    label = target_loss(student, of_labels, batch.label_targets, batch.label_at) / totals[0]
+    rationale, of_rationales = torch.zeros_like(label) if totals[1] else None, None
+    if len(batch.explained):
+        rows, start = batch.rationale_rows(), start if len(memory) > n else RATIONALE_START
+        of_rationales = decoded(student, memory[rows], mask[rows], batch.rationale_targets, start)
+        rationale = target_loss(student, of_rationales, batch.rationale_targets, batch.rationale_at) / totals[1]
+    losses = add_parts(label, rationale, rationale_weight, loss_scale(loss_form, rationale_weight))
+    if not mutual_information or rationale is None:
+        return losses
+    shared = shared_tokens_loss(student, batch, of_labels, of_rationales) / totals[2]
+    return add_mutual_information(losses, shared, mutual_information)
+
+# %% ../../nbs/method/21_multitask.ipynb #7c3ad9f1
+def strongest(student, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:  # [rows, V]
+    "The highest probability that each token has at any place of targets [rows, U]; `hidden` [rows, U, width]."
+
+    def piece(hidden, there):
+        probabilities = vocabulary_logits(student, hidden).float().softmax(-1)
+        return probabilities.masked_fill(~there[..., None], 0).amax(1)
+
+    most = max(1, LOGITS // (student.get_output_embeddings().out_features * targets.shape[1]))
+    pieces = zip(hidden.split(most), (targets != -100).split(most), strict=True)
+    return torch.cat([checkpoint(piece, *some, use_reentrant=False) for some in pieces])
+
+# %% ../../nbs/method/21_multitask.ipynb #7c3ad9f4
+def shared_tokens_loss(student, batch: Batch, of_labels, of_rationales) -> torch.Tensor:
+    "Chen et al.'s loss, summed over the examples that have a rationale; from the decoder's vectors of both tasks."
+    if of_rationales is None:
+        return of_labels.new_zeros(())
+    rows = batch.explained
+    with torch.no_grad():
+        label = strongest(student, of_labels[rows], batch.label_targets[rows])
+    return cross_entropy(strongest(student, of_rationales, batch.rationale_targets), label, reduction='sum')
+
+
+def add_mutual_information(losses: dict, shared: torch.Tensor, weight: float) -> dict[str, torch.Tensor]:
+    "The losses of `add_parts` with a further part; `shared` is the mean over examples that have a rationale."
+    return losses | dict(loss=losses['loss'] + weight * shared, mutual_information_loss=shared)

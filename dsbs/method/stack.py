@@ -6,8 +6,9 @@
 __all__ = ['LOWEST', 'SPREAD', 'Stack', 'weight', 'linear', 'RMSNorm', 'norm', 'drop', 'embed', 'position_buckets',
            'position_bias', 'mask_bias', 'softmax', 'heads', 'queries_keys_values', 'attention', 'activate',
            'feed_forward', 'Redrawn', 'through', 'encode', 'decode', 'stacked_logits', 'Padded', 'in_one_shape',
-           'StackBatch', 'stack_batches', 'stacked_cross_entropy', 'stacked_target_loss', 'step_by_step_losses',
-           'StackedEngine', 'slices', 'keep_some', 'clip_each', 'state_of', 'greedy', 'StackedAnswers']
+           'StackBatch', 'stack_batches', 'stacked_cross_entropy', 'stacked_decoded', 'stacked_target_loss',
+           'stacked_strongest', 'of_explained', 'stacked_shared_tokens_loss', 'step_by_step_losses', 'StackedEngine',
+           'slices', 'keep_some', 'clip_each', 'state_of', 'greedy', 'StackedAnswers']
 
 # %% ../../nbs/method/24_stack.ipynb #4303454d
 import contextlib
@@ -26,7 +27,7 @@ from transformers import T5ForConditionalGeneration
 from transformers.activations import ACT2FN
 from transformers.models.t5.modeling_t5 import T5Attention
 
-from .multitask import LOGITS, RATIONALE_START, Batch, Tokenised, add_parts
+from .multitask import LOGITS, RATIONALE_START, Batch, Tokenised, add_mutual_information, add_parts
 from .settings import loss_scale
 from .training import Engine
 
@@ -303,9 +304,10 @@ def in_one_shape(rows: Sequence[Tokenised]) -> Sequence[Tokenised]:
 class StackBatch(Batch):
     "For each of K students B examples, R of them with a rationale: the tensors of `Batch`, each [K, ...]."
 
-    def token_counts(self) -> torch.Tensor:  # [2, K], on the host
-        "Target tokens of the labels and of the rationales."
-        return torch.stack([(t != -100).sum((1, 2)) for t in (self.label_targets, self.rationale_targets)])
+    def token_counts(self) -> torch.Tensor:  # [3, K], on the host
+        "Target tokens of the labels and of the rationales, and R."
+        tokens = [(t != -100).sum((1, 2)) for t in (self.label_targets, self.rationale_targets)]
+        return torch.stack([*tokens, torch.full_like(tokens[0], self.explained.shape[1])])
 
 # %% ../../nbs/method/24_stack.ipynb #46012a22
 def _pad(students, value):  # [K, rows, longest]
@@ -325,15 +327,11 @@ def stack_batches(students: Sequence[Sequence[Tokenised]]) -> StackBatch:
     inputs = [[row.label_input for row in rows] for rows in students]
     labels = [[row.label_target for row in rows] for rows in students]
     views = [[rows[i] for i in some] for rows, some in zip(students, explained, strict=True)]
-    rationale_rows = explained
     if any(row.rationale_input != row.label_input for rows in views for row in rows):
-        n = len(students[0])
-        rationale_rows = [list(range(n, n + len(some))) for some in explained]
         inputs = [some + [row.rationale_input for row in rows] for some, rows in zip(inputs, views, strict=True)]
     inputs, label = _pad(inputs, 0), _pad(labels, -100)
     rationale = _pad([[row.rationale_target for row in rows] for rows in views], -100)
-    rows = torch.tensor(rationale_rows, dtype=torch.long)
-    parts = (label, _places(label), rationale, _places(rationale), rows)
+    parts = (label, _places(label), rationale, _places(rationale), torch.tensor(explained, dtype=torch.long))
     return StackBatch(inputs, (inputs != 0).long(), *parts)
 
 # %% ../../nbs/method/24_stack.ipynb #82799a26
@@ -354,37 +352,78 @@ def stacked_cross_entropy(
     pieces = zip(hidden.split(most, 1), targets.split(most, 1), strict=True)
     return sum(checkpoint(piece, *some, use_reentrant=False) for some in pieces)
 
-# %% ../../nbs/method/24_stack.ipynb #7577fcee
-def stacked_target_loss(stack: Stack, memory, mask, targets, at, start: int) -> torch.Tensor:  # [K]
-    "Cross-entropy of one task's targets, summed over their tokens; memory is [K, rows, T, width]."
+# %% ../../nbs/method/24_stack.ipynb #7577fced
+def stacked_decoded(stack: Stack, memory, mask, targets, start: int) -> torch.Tensor:  # [K, rows * U, width]
+    "`multitask.decoded`, for each student; memory is [K, rows, T, width]."
     written = F.pad(targets[..., :-1], (1, 0), value=start).clamp(min=0)
-    hidden = decode(stack, written, memory.flatten(1, 2), mask)
+    return decode(stack, written, memory.flatten(1, 2), mask)
+
+# %% ../../nbs/method/24_stack.ipynb #7577fcee
+def stacked_target_loss(stack: Stack, hidden, targets, at) -> torch.Tensor:  # [K]
+    "Cross-entropy of one task's targets, summed over their tokens; hidden is [K, rows * U, width]."
     hidden = hidden.gather(1, at[..., None].expand(-1, -1, hidden.shape[2]))
     return stacked_cross_entropy(stack, hidden, targets.flatten(1).gather(1, at))
+
+# %% ../../nbs/method/24_stack.ipynb #5d0f2c11
+def stacked_strongest(stack: Stack, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:  # [K, rows, V]
+    "`multitask.strongest`, for each student; hidden is [K, rows, U, width]."
+
+    def piece(hidden, there):
+        probabilities = stacked_logits(stack, hidden.flatten(1, 2)).float().softmax(-1)
+        return probabilities.unflatten(1, there.shape[1:]).masked_fill(~there[..., None], 0).amax(2)
+
+    most = max(1, LOGITS // (stack.config.vocab_size * targets.shape[2]))
+    pieces = zip(hidden.split(most, 1), (targets != -100).split(most, 1), strict=True)
+    return torch.cat([checkpoint(piece, *some, use_reentrant=False) for some in pieces], 1)
+
+# %% ../../nbs/method/24_stack.ipynb #5d0f2c13
+def of_explained(
+    batch: StackBatch,
+) -> tuple[torch.Tensor, torch.Tensor]:  # Index of [K, B, ...], which gives [K, R, ...]
+    "The examples that have a rationale, of each student."
+    return torch.arange(len(batch.explained), device=batch.explained.device)[:, None], batch.explained
+
+
+def stacked_shared_tokens_loss(stack: Stack, batch: StackBatch, of_labels, of_rationales) -> torch.Tensor:  # [K]
+    "`multitask.shared_tokens_loss`, for each student."
+    if of_rationales is None:
+        return of_labels.new_zeros(len(of_labels))
+    some, vectors = of_explained(batch), of_labels.unflatten(1, batch.label_targets.shape[1:])
+    with torch.no_grad():
+        label = stacked_strongest(stack, vectors[some], batch.label_targets[some])
+    vectors = of_rationales.unflatten(1, batch.rationale_targets.shape[1:])
+    rationale = stacked_strongest(stack, vectors, batch.rationale_targets)
+    if stack.lacking is not None:
+        rationale = rationale.masked_fill(stack.lacking[:, None], LOWEST)
+    return -(label * rationale.log_softmax(-1)).sum((1, 2))
 
 # %% ../../nbs/method/24_stack.ipynb #fdf6faed
 def step_by_step_losses(
     stack: Stack,
     batch: StackBatch,
-    totals: torch.Tensor,  # [2, K], label and rationale tokens of the whole batch
+    totals: torch.Tensor,  # [3, K], `token_counts` of the whole batch
     rationale_weight: float,
     scale: float,
-) -> dict[str, torch.Tensor]:  # As `add_parts` gives them, each [K]
+    mutual_information: float = 0.0,
+) -> dict[str, torch.Tensor]:  # As of `multitask.step_by_step_loss`, each [K]
     "`multitask.step_by_step_loss`, for each student."
     b, mask, start = batch.label_targets.shape[1], batch.attention_mask, stack.config.decoder_start_token_id
-    label_tokens, rationale_tokens = (n.to(mask.device, non_blocking=True) for n in totals)
+    counts = totals.to(mask.device, non_blocking=True)
     memory = encode(stack, batch.input_ids, mask).unflatten(1, mask.shape[1:])
-    about = (batch.label_targets, batch.label_at, start)
-    label = stacked_target_loss(stack, memory[:, :b], mask[:, :b], *about) / label_tokens
-    rationale = torch.zeros_like(label) if totals[1].any() else None
+    of_labels = stacked_decoded(stack, memory[:, :b], mask[:, :b], batch.label_targets, start)
+    label = stacked_target_loss(stack, of_labels, batch.label_targets, batch.label_at) / counts[0]
+    rationale, of_rationales = torch.zeros_like(label) if totals[1].any() else None, None
     if batch.rationale_targets.shape[1]:
         where = slice(None), slice(b, None)
         if mask.shape[1] == b:
-            students = torch.arange(len(mask), device=mask.device)[:, None]
-            where, start = (students, batch.rationale_rows), RATIONALE_START
-        about = (batch.rationale_targets, batch.rationale_at, start)
-        rationale = stacked_target_loss(stack, memory[where], mask[where], *about) / rationale_tokens
-    return add_parts(label, rationale, rationale_weight, scale)
+            where, start = of_explained(batch), RATIONALE_START
+        of_rationales = stacked_decoded(stack, memory[where], mask[where], batch.rationale_targets, start)
+        rationale = stacked_target_loss(stack, of_rationales, batch.rationale_targets, batch.rationale_at) / counts[1]
+    losses = add_parts(label, rationale, rationale_weight, scale)
+    if not mutual_information or rationale is None:
+        return losses
+    shared = stacked_shared_tokens_loss(stack, batch, of_labels, of_rationales) / counts[2]
+    return add_mutual_information(losses, shared, mutual_information)
 
 # %% ../../nbs/method/24_stack.ipynb #975d3355
 class StackedEngine(Engine):
@@ -397,10 +436,12 @@ class StackedEngine(Engine):
         students: Sequence[T5ForConditionalGeneration],
         rationale_weight: float = 1.0,  # The paper's lambda
         loss_form: str = 'paper',  # One of `LOSS_FORMS`
+        mutual_information: float = 0.0,  # Weight of that term
     ):
         super().__init__()
-        self.stack, self.rationale_weight = Stack(students), rationale_weight
-        self.scale = loss_scale(loss_form, rationale_weight)
+        self.stack = Stack(students)
+        scale = loss_scale(loss_form, rationale_weight)
+        self.form = dict(rationale_weight=rationale_weight, scale=scale, mutual_information=mutual_information)
 
     @property
     def students(self) -> list[T5ForConditionalGeneration]:
@@ -411,7 +452,7 @@ class StackedEngine(Engine):
 
     def forward(self, batch: StackBatch, totals=None) -> dict[str, torch.Tensor]:
         totals = batch.token_counts() if totals is None else totals
-        return step_by_step_losses(self.stack, batch, totals, self.rationale_weight, self.scale)
+        return step_by_step_losses(self.stack, batch, totals, **self.form)
 
     def prepare(self, accelerator, config):
         self.stack.gradient_checkpointing = config.gradient_checkpointing

@@ -128,11 +128,13 @@ class PlainEngine(Engine):
         students: Sequence,  # One model of `transformers` with an encoder and a decoder
         rationale_weight: float = 1.0,  # The paper's lambda
         loss_form: str = 'paper',  # One of `LOSS_FORMS`
+        mutual_information: float = 0.0,  # Weight of that term
     ):
         super().__init__()
         (self.student,) = students
         loss_scale(loss_form, rationale_weight)  # or an error
-        self.students, self.form = (self.student,), dict(rationale_weight=rationale_weight, loss_form=loss_form)
+        form = dict(rationale_weight=rationale_weight, loss_form=loss_form, mutual_information=mutual_information)
+        self.students, self.form = (self.student,), form
 
     def collate(self, rows: Sequence[Sequence[Tokenised]]) -> Batch:
         return collate(rows[0], self.student.config.pad_token_id)
@@ -210,8 +212,8 @@ def sum_over_processes(accelerator: Accelerator, values):  # A tensor, or a dict
     return accelerator.reduce(values, 'sum') if accelerator.num_processes > 1 else values
 
 
-def count_targets(training: Training, batches: Sequence) -> torch.Tensor:  # On the host; labels, rationales
-    "Target tokens of an update."
+def count_targets(training: Training, batches: Sequence) -> torch.Tensor:  # On the host
+    "`token_counts` of an update."
     counts = sum(batch.token_counts() for batch in batches)
     if training.accelerator.num_processes == 1:
         return counts
@@ -249,7 +251,7 @@ def five_digits(value: float) -> float:
 def read_losses(
     unread: Sequence[dict[str, torch.Tensor]],  # From `update`, the last ones
     last_step: int,  # Updates made so far
-) -> list[list[dict]]:  # For each student a row for each update: step, loss, label_loss, rationale_loss
+) -> list[list[dict]]:  # For each student a row for each update: step, and losses as `multitask` names them
     "Losses as numbers with five digits."
     read = [{name: value.tolist() for name, value in losses.items()} for losses in unread]
     for loss in (loss for losses in read for loss in losses['loss']):
@@ -272,7 +274,7 @@ class TrainingResult:
     best_accuracy: float = -1.0  # Percent, on validation
     last_accuracy: float = -1.0  # Percent, on validation, after the last update
     stopped: str = ''  # "max_steps", "patience" or "perfect"
-    history: list[dict] = field(default_factory=list)  # For every update: step, loss, label_loss, rationale_loss
+    history: list[dict] = field(default_factory=list)  # For every update: step, loss, label_loss, and parts that it has
     evaluations: list[dict] = field(default_factory=list)  # step, validation_accuracy
     seconds: float = 0.0  # Its share, where students trained side by side
     students: int = 1  # That trained side by side, at most

@@ -65,7 +65,8 @@ def make_engine(spec: RunSpec, students: Sequence) -> Engine:
     "An engine for students of this spec."
     plain = SharedEngine if processes() > 1 else PlainEngine
     weight = spec.rationale_weight if spec.method == 'step_by_step' else 0.0
-    return dict(plain=plain, stack=StackedEngine)[engine_kind(spec)](students, weight, spec.loss_form)
+    kind = dict(plain=plain, stack=StackedEngine)[engine_kind(spec)]
+    return kind(students, weight, spec.loss_form, spec.mutual_information)
 
 
 ANSWERS = dict(plain=PlainAnswers, stack=StackedAnswers)  # Kind of engine -> what asks its students

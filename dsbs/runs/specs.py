@@ -47,6 +47,7 @@ CHOICES = dict(
 )
 LIMITS = dict(  # Lowest and highest value
     rationale_weight=(0, 1e6),
+    mutual_information=(0, 1e6),
     dropout=(0, 0.99),
     init_factor=(0.01, 10),
     teacher_error=(0, 1),
@@ -101,6 +102,7 @@ class RunSpec(TrainingConfig):
     keep: str = 'all'  # Rationales to learn: "all", or those whose label "agree"s with the human one
     rationale_share: float = 1.0  # Of the examples that have a rationale, the share that keep it
     rationale_weight: float = 1.0  # The paper's lambda
+    mutual_information: float = 0.0  # Weight of the term of Chen et al. (2024), who take 0.1 with loss_form=authors
     prefix_style: str = 'paper'  # "paper" or "authors"
     task_prefix: str = (
         'encoder'  # Where the task is named: in the "encoder"'s input (paper), or as the "decoder"'s start
@@ -287,6 +289,7 @@ ADDED = dict(  # Settings added later, with the only value before
     engine='auto',
     warmup_ratio=0.0,
     rationale_share=1.0,
+    mutual_information=0.0,
 )
 
 

@@ -27,6 +27,7 @@ from transformers import (
     UMT5ForConditionalGeneration,
 )
 
+from dsbs.method import multitask, stack
 from dsbs.method.answering import PlainAnswers, batch_by_length, generate, likeliest_labels, next_token_accuracy
 from dsbs.method.multitask import RATIONALE_START, Tokenised, collate, step_by_step_loss
 from dsbs.method.settings import TrainingConfig
@@ -143,10 +144,10 @@ def test_the_loss_is_that_of_two_forward_passes(family, shared):
         assert is_near(ours.item(), theirs.item(), TOLERANCE['float32'])
 
 
-def loss_and_gradient(engine, family, some, form='paper', parts=1):
+def loss_and_gradient(engine, family, some, parts=1, **form):
     "Of rows, in one batch or as the sum of several that share its token counts."
     model = student(family)
-    made = engine([model], rationale_weight=0.7, loss_form=form)
+    made = engine([model], **dict(rationale_weight=0.7) | form)
     batches = [made.collate([some[i::parts]]) for i in range(parts)]
     totals, losses = sum(batch.token_counts() for batch in batches), {}
     for batch in batches:
@@ -161,7 +162,47 @@ def loss_and_gradient(engine, family, some, form='paper', parts=1):
 @pytest.mark.parametrize('shared', [False, True], ids=['named at the encoder', 'named at the decoder'])
 @pytest.mark.parametrize('family', T5S)
 def test_both_engines_have_the_same_losses_and_gradients(family, shared, form):
-    both_the_same(*(loss_and_gradient(e, family, rows(shared), form) for e in (PlainEngine, StackedEngine)))
+    both_the_same(*(loss_and_gradient(e, family, rows(shared), loss_form=form) for e in (PlainEngine, StackedEngine)))
+
+
+@pytest.mark.parametrize('shared', [False, True], ids=['named at the encoder', 'named at the decoder'])
+@pytest.mark.parametrize('logits', [multitask.LOGITS, 1], ids=['at once', 'example by example'])
+@pytest.mark.parametrize('family', T5S)
+def test_both_engines_share_the_same_between_the_tasks(family, logits, shared, monkeypatch):
+    engines, form = (PlainEngine, StackedEngine), dict(mutual_information=0.3)
+    whole = loss_and_gradient(PlainEngine, family, rows(shared), **form)
+    monkeypatch.setattr(multitask, 'LOGITS', logits)
+    monkeypatch.setattr(stack, 'LOGITS', logits)
+    for parts in (1, 4):
+        for engine in engines:
+            both_the_same(whole, loss_and_gradient(engine, family, rows(shared), parts, **form))
+    without = loss_and_gradient(PlainEngine, family, rows(shared))[0]
+    found = whole[0]
+    assert set(found) - set(without) == {'mutual_information_loss'}
+    assert is_near(found['loss'], without['loss'] + 0.3 * found['mutual_information_loss'])
+
+
+def test_what_is_shared_does_not_depend_on_pieces_that_others_of_a_stack_have():
+    shape = SHAPE | START | dict(num_layers=1)
+    pair = [T5ForConditionalGeneration(T5Config(**shape | dict(vocab_size=size))).eval() for size in (96, 104)]
+    alone, some = copy.deepcopy(pair), rows()
+    both = StackedEngine(pair, mutual_information=0.3)
+    found = both(both.collate([some, some]))
+    for k, one in enumerate(alone):
+        plain = PlainEngine([one], mutual_information=0.3)
+        theirs = plain(plain.collate([some]))
+        assert all(is_near(found[name][k].item(), loss.item()) for name, loss in theirs.items())
+
+
+def test_the_label_is_not_pulled_towards_the_rationale():
+    "Only what decides the rationale's tokens has a gradient of the shared part."
+    model, batch = student('t5 1.1'), collate(rows(True), 0)
+    of_labels = torch.randn(len(batch.label_targets), batch.label_targets.shape[1], model.config.d_model)
+    of_rationales = torch.randn(len(batch.explained), batch.rationale_targets.shape[1], model.config.d_model)
+    for vectors in (of_labels, of_rationales):
+        vectors.requires_grad_()
+    multitask.shared_tokens_loss(model, batch, of_labels, of_rationales).backward()
+    assert of_labels.grad is None and of_rationales.grad.abs().sum() > 0
 
 
 def both_the_same(one, other):

@@ -95,6 +95,15 @@ def test_runs_on_facts_of_their_own_train_side_by_side(tmp_path, monkeypatch):
     assert all(nearly_the_same(record, record_of(spec)) for record, spec in zip(together, specs))
 
 
+def test_what_the_tasks_share_is_learned_side_by_side_as_alone():
+    "Also where vocabularies differ."
+    specs = [replace(TINY, seed=s, data_seed=s, mutual_information=0.1) for s in range(4)]
+    assert len({len(runs.Run(prepare(s)).tokenizer) for s in specs}) > 1
+    for together, spec in zip(train_runs(list(map(prepare, specs))), specs):
+        assert nearly_the_same(together.record, record_of(spec))
+        assert all('mutual_information_loss' in h for h in together.record['history'])
+
+
 def test_when_a_stack_fails_its_runs_are_made_one_by_one(tmp_path, monkeypatch):
     whole = runs.train_runs
 
