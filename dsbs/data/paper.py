@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NLI_LABELS', 'PAPER', 'STAND_INS', 'ARCHIVE', 'get_field', 'read_cqa', 'read_nli', 'read_svamp', 'asdiv_row',
-           'PaperTask', 'how_to_get', 'rows_file', 'load_rows', 'carve', 'stand_in_splits', 'paper_splits',
+           'PaperTask', 'how_to_get', 'rows_file', 'load_rows', 'carve', 'premise', 'stand_in_splits', 'paper_splits',
            'paper_task']
 
 # %% ../../nbs/data/05_paper.ipynb #a916fa81
@@ -97,7 +97,7 @@ PAPER = {
 }
 
 # %% ../../nbs/data/05_paper.ipynb #f9026a65
-STAND_INS = ('esnli', 'anli1')
+STAND_INS = dict(esnli='test', anli1='validation')  # Dataset -> the split whose file gives the test rows
 ARCHIVE = 'datasets.zip of github.com/google-research/distilling-step-by-step'
 
 
@@ -166,15 +166,26 @@ def carve(
     return [[r for r in rows if part_of[group(r)] == p] for p in range(len(sizes) + 1)]
 
 # %% ../../nbs/data/05_paper.ipynb #4f466c6b
+def premise(row: dict) -> str:
+    "The first text of a pair."
+    return row['input'].split('</s>')[0]
+
+
 def stand_in_splits(
     name: str,  # One of `STAND_INS`
     folder: Path,  # The dataset's folder
 ) -> tuple[dict, str]:  # Splits, and the task's note
-    "Three splits out of the validation rows."
+    "Training rows out of the validation rows, and no premise of the test rows among them."
     rows = load_rows(name, 'validation', folder)
-    n_test = min(1000, len(rows) // 5)
-    test, validation, train = carve(rows, lambda r: r['input'].split('</s>')[0], [n_test, (len(rows) - n_test) // 10])
-    note = f'{len(train)} validation rows stand in for the absent training rows; {len(test)} of them carved out as test'
+    if STAND_INS[name] == 'test':
+        test = load_rows(name, 'test', folder)
+    else:
+        test, rows = carve(rows, premise, [min(1000, len(rows) // 5)])
+    asked = {premise(r) for r in test}
+    rows = [r for r in rows if premise(r) not in asked]
+    validation, train = carve(rows, premise, [len(rows) // 10])
+    note = f'{len(train)} validation rows stand in for the absent training rows; '
+    note += f'{len(validation)} others are for validation, and {len(test)} {STAND_INS[name]} rows for the test'
     return dict(train=as_split(train), validation=as_split(validation), test=as_split(test)), note
 
 # %% ../../nbs/data/05_paper.ipynb #ecd76ed6
@@ -200,7 +211,7 @@ def paper_task(
     spec = PAPER[one_of('recorded dataset', name, PAPER)]
     if stand_in:
         splits, note = stand_in_splits(name, folder)
-        sources = dict.fromkeys(splits, 'validation')
+        sources = dict.fromkeys(splits, 'validation') | dict(test=STAND_INS[name])
     else:
         splits, note = paper_splits(name, folder), ''
         sources = {split: split if split in spec.files else 'train' for split in splits}
