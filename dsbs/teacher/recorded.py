@@ -11,7 +11,7 @@ import random
 import re
 from dataclasses import dataclass
 
-from ..data.embedded import EMBEDDED, FRUITS
+from ..data.embedded import EMBEDDED
 from ..data.examples import Task
 from ..data.paper import PAPER, load_rows
 from ..records import UsageError
@@ -74,17 +74,6 @@ def _beliefs(name, error, data_seed):  # word -> what the teacher holds true of 
         beliefs[word] = rng.choice([value for value in task.values if value != fact]) if word in false else fact
     return beliefs
 
-# %% ../../nbs/teacher/11_recorded.ipynb #3f4beb51
-def _misread(text, error, data_seed):
-    rng = random.Random(f'{data_seed} misread {text}')
-    if rng.random() >= error:
-        return text
-    words = text.split(' ')
-    at = rng.choice([i for i, word in enumerate(words[:-4]) if word.rstrip('.') in FRUITS])
-    one, other = FRUITS if FRUITS[0] in words[at] else FRUITS[::-1]
-    words[at] = words[at].replace(one, other)
-    return ' '.join(words)
-
 # %% ../../nbs/teacher/11_recorded.ipynb #45ee59e3
 @dataclass(frozen=True)
 class SimulatedTeacher:
@@ -101,8 +90,6 @@ class SimulatedTeacher:
     def complete(self, inputs: list[str]) -> list[str]:
         "A completion for each input: rationale and label."
         task, beliefs = EMBEDDED[self.task], _beliefs(self.task, self.error, self.data_seed)
-        if not task.values:
-            inputs = [_misread(text, self.error, self.data_seed) for text in inputs]
         thoughts = [task.think(beliefs, text) for text in inputs]
         return [f'{rationale} So the answer is {label}.' for rationale, label in thoughts]
 
