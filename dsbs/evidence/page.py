@@ -75,7 +75,7 @@ class Point:
     @property
     def values(self) -> list[float]:
         "The finite accuracies, in percent."
-        name = 'validation_accuracy' if self.preset == 'tune' else 'test_accuracy'
+        name = 'validation_accuracy' if self.preset == 'search' else 'test_accuracy'
         found = (r['metrics'].get(name) for r in self.records)
         return [v for v in found if isinstance(v, (int, float)) and math.isfinite(v)]
 
@@ -290,21 +290,18 @@ def images_of(figure: str, reports: Path) -> list[Path]:
 
 # %% ../../nbs/evidence/41_page.ipynb #d1ed07f9
 SCALES = {  # preset -> its name, what it is
-    'quick': (
+    'embedded': (
         'Embedded benchmark',
-        'generated tasks, students of 0.02 to 0.2 million parameters from random weights, a simulated teacher',
+        'generated tasks, students of 0.02 to 0.2 million parameters from random weights, a simulated teacher; '
+        'ten seeds, each with facts and questions of its own',
     ),
+    'quick': ('Embedded benchmark, made by quick', 'a part of the same with three seeds, as one machine made it'),
     'standin': (
         'e-SNLI, stand-in rows',
         "real e-SNLI with PaLM 540B's recorded rationales; validation rows stand in for the training rows, "
         'students start from random weights',
     ),
-    'prefix': (
-        'Embedded benchmark, five seeds',
-        'generated tasks, students of 0.2 million parameters from random weights, a simulated teacher; '
-        'the study of where the task is named',
-    ),
-    'tune': ('Choice of settings', 'the embedded benchmark, on four seeds that no other figure uses'),
+    'search': ('Choice of settings', 'the embedded benchmark, on seeds that no other figure uses'),
     'paper': ("The paper's scale", "the paper's four datasets, pretrained T5 of 220M to 11B parameters"),
 }
 
@@ -779,10 +776,10 @@ COMPARED = ('standard', 'step_by_step')
 
 def recorded_answers(task: str, found: dict[str, dict]) -> dict[tuple, dict[str, str]]:  # (method, seed) -> id -> text
     "Answers to an embedded task's test questions, by students trained on few examples."
-    setup = SETUPS['quick']()[task]
+    setup = SETUPS['embedded']()[task]
     answers = {}
     for method in COMPARED:
-        for s in curve_of(setup, method, (setup.control,)):
+        for s in curve_of(setup, method):
             answers[method, s.seed] = (found.get(canonical_json(asdict(s))) or {}).get('answers')
     return {run: some for run, some in answers.items() if some}
 
@@ -792,7 +789,7 @@ def examples_of(task: str, found: dict[str, dict]) -> list[Shown]:  # `task`: an
     answers = recorded_answers(task, found)
     if not answers:
         return []
-    data, size = load_task(task), SETUPS['quick']()[task].control
+    data, size = load_task(task), SETUPS['embedded']()[task].size
     readings, seeds, shown = teacher_rationales(data, 'test'), sorted({seed for _, seed in answers}), []
     for row in data['test'].to_list():
         given = {seed: tuple(answers.get((m, seed), {}).get(row['id']) for m in COMPARED) for seed in seeds}
@@ -875,7 +872,7 @@ data at hand.</p>
 # %% ../../nbs/evidence/41_page.ipynb #91ea9c08
 def examples_by_task(found: dict[str, dict]) -> dict[str, list[dict]]:  # task's name for readers -> cards
     "The examples of each embedded task that has any."
-    cards = {panel_name(task): [example_card(s) for s in examples_of(task, found)] for task in SETUPS['quick']()}
+    cards = {panel_name(task): [example_card(s) for s in examples_of(task, found)] for task in EMBEDDED}
     return {name: some for name, some in cards.items() if some}
 
 # %% ../../nbs/evidence/41_page.ipynb #625199b1

@@ -19,6 +19,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from ..runs.specs import ADDED
+
 # %% ../../nbs/evidence/33_statistics.ipynb #4b99cee8
 def mean_interval(
     values: Sequence[float],  # One for each seed
@@ -40,6 +42,7 @@ TIDY = (
     'seed',
     'student',
     'rationale_weight',
+    'rationale_share',
     'n_train',
     'parameters',
     'test_accuracy',
@@ -73,7 +76,8 @@ def run_row(
     record: dict,
 ) -> dict:  # The columns of `TIDY`, and what `examples_asked` needs: n_asked, n_extra, train_fraction
     "One record as a row; a value that the record lacks is None."
-    spec, values = record['spec'], record['metrics'] | record['spec']
+    spec = ADDED | record['spec']
+    values = record['metrics'] | spec
     row = {name: values.get(name) for name in TIDY} | dict(
         correct=from_bits(record.get('correct'), values.get('n_test'))
     )
