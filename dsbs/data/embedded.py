@@ -132,7 +132,7 @@ def draw_rows(
 EMBEDDED_SIZES = {'train': 720, 'validation': 200, 'test': 500}
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=256)
 def embedded_task(
     name: str,  # One of `EMBEDDED`
     data_seed: int = 0,  # Everything about the task follows from it

@@ -241,8 +241,7 @@ def _data_settings(spec):  # a spec with these settings alone
     return RunSpec(**{name: getattr(spec, name) for name in DATA_SETTINGS}, **human)
 
 
-@lru_cache(maxsize=8)
-def _load(spec, folder):
+def _load_anew(spec, folder):
     task = load_task(spec.task, folder, spec.stand_in, spec.data_seed)
     readings = _read(spec, task)
     answers = {i: [r.rationale, r.label, r.reason] for i, r in readings.items()}
@@ -253,6 +252,13 @@ def _load(spec, folder):
     if any(map(task.unlabeled, task.splits)):
         task = fill_labels(task, readings)
     return RunData(task, readings, hashes, extra)
+
+
+_load_small, _load_large = lru_cache(maxsize=256)(_load_anew), lru_cache(maxsize=8)(_load_anew)
+
+
+def _load(spec, folder):
+    return (_load_small if spec.task in EMBEDDED else _load_large)(spec, folder)
 
 # %% ../../nbs/runs/25_specs.ipynb #3e0e078b
 def train_size(spec: RunSpec, task: Task) -> int:

@@ -41,7 +41,7 @@ def test_a_run_is_nearly_the_same_beside_others_and_alone(tmp_path):
 
 @pytest.mark.parametrize(
     'change',
-    [dict(task='more_picked'), dict(task='more_picked', method='standard'), dict(rationales='random')],
+    [dict(task='weight_untold'), dict(task='weight_untold', method='standard'), dict(rationales='random')],
     ids=str,
 )
 def test_examples_of_about_one_length_are_padded_to_one_shape_and_train_side_by_side(change, monkeypatch):

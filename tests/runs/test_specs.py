@@ -5,21 +5,23 @@ from dataclasses import asdict, fields
 
 import pytest
 
+from dsbs.data.embedded import embedded_task
+from dsbs.data.tasks import load_task
 from dsbs.method.settings import LOSS_FORMS, SCRATCH
 from dsbs.method.views import METHODS, PREFIXES, TASK_PREFIXES
 from dsbs.runs import specs
 from dsbs.runs.specs import KEEP, LABEL_SOURCES, RATIONALES, RunSpec, key_of, make_spec, prepare, recipe, run_key
 
-FROZEN = [  # made at commit 6a2f33d
+FROZEN = [  # made at commit 6a2f33d; those of `heavier_than`, `weight_untold` and `data_seed=1`, later, with those data
     (dict(), '267445b770c596316b511e6094d98ec045b2b714d4032edb4f5231b5c05e14be'),
     (dict(method='standard', dropout=0.0), '43ecb64857f476e89c51c621805b057a5e215ffbf5b8efafcd89fadaa625b859'),
     (
-        dict(method='single_task', task='heavier', n_train=100),
-        '089f29c3c568866624ff238497a822c42558a9074e5584dae01a0c1c9a14c8c4',
+        dict(method='single_task', task='heavier_than', n_train=100),
+        'e9d763178f5c648693a5c7451a65bc324dbc510f5af6c7f6ceb8fcde4080aceb',
     ),
     (
-        dict(method='rationale_as_input', task='more_picked', dropout=0.0, seed=3),
-        '0c64db1cc3dfcedafa7f78f048dbc7fde277dd907f8f292b8d75f6d404646dcb',
+        dict(method='rationale_as_input', task='weight_untold', dropout=0.0, seed=3),
+        '3f92af929d15068739606a4e751e5c3f1d72d083331a4d56e2451ea15289f974',
     ),
     (
         dict(method='answer_first', dropout=0.0, n_train=50),  # made when the method was added
@@ -27,13 +29,18 @@ FROZEN = [  # made at commit 6a2f33d
     ),
     (
         dict(
-            task='heavier', method='step_by_step', dropout=0.0, rationale_weight=0.3, subset_seed=2, train_fraction=0.5
+            task='heavier_than',
+            method='step_by_step',
+            dropout=0.0,
+            rationale_weight=0.3,
+            subset_seed=2,
+            train_fraction=0.5,
         ),
-        '546ad0552df6d555c526d3fdf855066240dbe83c8890e85609d220384d082348',
+        'efcdf2fcd20aad9d76a8d6c4a3bd85cb51efcae072e9e256e44a5b6e80265984',
     ),
     (
-        dict(task='more_picked', label_source='teacher', rationales='shuffled', dropout=0.2),
-        '8034a762314d80cade72f2e1373381e40c1704698190f66e33f42eaf70af5b17',
+        dict(task='weight_untold', label_source='teacher', rationales='shuffled', dropout=0.2),
+        '08362c024700cb31b83168dffbcd0d068dadcf4e336bae0d08c8259efbec962e',
     ),
     (
         dict(method='step_by_step', dtype='bfloat16', dropout=0.0, student='scratch-32x1'),
@@ -45,11 +52,11 @@ FROZEN = [  # made at commit 6a2f33d
     ),
     (
         dict(task='same_kind', data_seed=1, teacher_error=0.0, keep='agree', task_prefix='decoder', dropout=0.0),
-        'd32853910eb64052096fd6ec2ec15620f8cb99193f685f7434ed8fd5057e7b98',
+        'dceacd3dcc038e473e1e479a24465d84f3af97d0ef37b875d0fc24af0053e202',
     ),
     (
-        dict(task='heavier', extra='heavier', n_train=60, n_extra=30, label_source='teacher'),
-        'ddb5e03361430422c31fec02d55b5b3c9b732cda5cde7e67ab3cdc2d92c748d4',
+        dict(task='heavier_than', extra='heavier_than', n_train=60, n_extra=30, label_source='teacher'),
+        'fe80dc763263049a20c419ad3edd6c32c9494bc78de79391147c0e3ee023fca9',
     ),
     (
         dict(rationales='human', accumulation=4, batch_size=32, threads=2, schedule='constant', dropout=0.0),
@@ -69,8 +76,8 @@ def test_frozen_keys_go_over_methods_tasks_and_recipes():
     frozen = [RunSpec(**s) for s, _ in FROZEN]
     assert {s.method for s in frozen} == set(METHODS) and {s.task for s in frozen} == {
         'same_kind',
-        'heavier',
-        'more_picked',
+        'heavier_than',
+        'weight_untold',
     }
     assert (
         {recipe(s) for s in frozen} == {2, 3}
@@ -93,7 +100,7 @@ CHANGED = dict(
     seed=1,
     threads=2,
     gradient_checkpointing=True,
-    task='heavier',
+    task='heavier_than',
     stand_in=True,
     data_seed=1,
     teacher_error=0.0500001,
@@ -129,7 +136,7 @@ def test_every_field_of_a_spec_changes_the_key():
     hashes = prepare(RunSpec()).hashes
     keys = {key_of(RunSpec(), 'same_kind', hashes)}
     for name, value in CHANGED.items():
-        spec = RunSpec(**{name: value} | (dict(extra='heavier') if name == 'n_extra' else {}))
+        spec = RunSpec(**{name: value} | (dict(extra='heavier_than') if name == 'n_extra' else {}))
         assert getattr(spec, name) != getattr(RunSpec(), name)
         keys.add(key_of(spec, spec.task, hashes))
     assert len(keys) == 1 + len(CHANGED)
@@ -157,11 +164,25 @@ def test_patience_has_another_meaning_since_it_waits_for_the_plateau():
     assert [b - a for a, b in zip(before, since)] == [6] * 4 + [0] * 3 and not set(before) & set(since[:4])
 
 
+def test_facts_of_many_seeds_are_loaded_once(monkeypatch):
+    "A grid of ten seeds goes round and round, so what it needs is kept."
+    loaded, seeds = [], range(100, 112)
+    monkeypatch.setattr(specs, 'load_task', lambda *args: loaded.append(args) or load_task(*args))
+    first, again = ([prepare(RunSpec(data_seed=s)).task for s in seeds] for _ in range(2))
+    assert len(loaded) == len(seeds) and [*map(id, first)] == [*map(id, again)]
+    assert all(embedded_task('same_kind', s) is task for s, task in zip(seeds, first))
+
+
 def random_spec(rng):
     pick, real = rng.choice, lambda low, high: float(f'{rng.uniform(low, high):.3g}')
     size = pick([{}, dict(n_train=rng.randint(1, 720)), dict(train_fraction=real(0.01, 1))])
     extra = pick(
-        [{}, {}, dict(extra=pick(['heavier', 'more_picked'])), dict(extra='heavier', n_extra=rng.randint(1, 99))]
+        [
+            {},
+            {},
+            dict(extra=pick(['heavier_than', 'weight_untold'])),
+            dict(extra='heavier_than', n_extra=rng.randint(1, 99)),
+        ]
     )
     source = pick(LABEL_SOURCES)
     batch = rng.randint(1, 128)
@@ -179,7 +200,7 @@ def random_spec(rng):
         seed=rng.randint(0, 9),
         threads=rng.randint(1, 4),
         gradient_checkpointing=pick([False, True]),
-        task=pick(['same_kind', 'more_picked']),
+        task=pick(['same_kind', 'weight_untold']),
         data_seed=rng.randint(0, 1),
         method=pick(METHODS),
         label_source=source,

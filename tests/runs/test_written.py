@@ -163,7 +163,7 @@ def test_a_student_from_random_weights_can_write_labels_that_stand_elsewhere(onl
     assert not unwritable(trained(spec).tokenizer, ['low', 'high', '≈ñ'])
 
 
-@pytest.mark.parametrize('task', ['same_kind', 'heavier', 'more_picked'])
+@pytest.mark.parametrize('task', ['same_kind', 'heavier_than', 'weight_untold'])
 @pytest.mark.parametrize(
     'method, mark', [('standard', []), ('single_task', [ANSWER_MARK]), ('answer_first', [REASON_MARK])]
 )

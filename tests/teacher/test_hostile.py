@@ -159,7 +159,7 @@ def test_two_models_never_share_a_rationale_set(tmp_path):
 
     call('a/b')
     before = {p.name: p.read_bytes() for p in (tmp_path / 'set').iterdir()}
-    for model, other in (('a-b', task), ('A/b', task), ('a/b', load_task('heavier'))):
+    for model, other in (('a-b', task), ('A/b', task), ('a/b', load_task('heavier_than'))):
         with pytest.raises(UsageError, match='name another folder'):
             call(model, task=other)
     assert {p.name: p.read_bytes() for p in (tmp_path / 'set').iterdir()} == before

@@ -35,7 +35,7 @@ def one_line(result, *words):
         (['run', 'train_fraction=2'], ['train_fraction=2.0']),
         (['run', 'learning_rate=fast'], ['should be a number']),
         (['run', 'learning_rate=nan'], ['learning_rate']),
-        (['run', 'task=same_kind', 'task=heavier'], ['given twice']),
+        (['run', 'task=same_kind', 'task=heavier_than'], ['given twice']),
         (['run', 'student=bert'], ["unknown student 'bert'"]),
         (['run', 'student=./nbs'], ['no config.json']),
         (['run', 'stand_in=true'], ['stand_in=true works for']),
