@@ -260,9 +260,11 @@ INDEPENDENT_FIGURES = {  # One of `grids.FIGURES` -> its panels
     'table1_teachers': [
         RunsShown(panel, 'teacher', f'{BASE} and {WHOLE} and {HUMAN}', 'human labels', known=True) for panel in CHANCE
     ],
-    'rationale_content': [
+    'rationale_share': [
         RunsShown('cqa', 'share', f'{BASE} and {GPT_HUMAN}', 'human labels, GPT-3.5 not shown the label'),
         RunsShown('anli1', 'share', f"{BASE} and {GPT_HUMAN} and (shown_label or curve == 'standard')", SHOWN),
+    ],
+    'rationale_content': [
         RunsShown('anli1', 'student', f"{WHOLE} and label_source == 'human' and shown_label and not partly", SHOWN),
     ],
 }
