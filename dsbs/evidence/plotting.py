@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['LOOKS', 'THEME', 'AXES', 'FROM_ZERO', 'NOTHING_KNOWN', 'Look', 'curves_in', 'by_name', 'short_number', 'literal',
-           'finite', 'seeds_at', 'seeds_note', 'gaps', 'write_gaps', 'Beside', 'reference_lines', 'places',
-           'mark_places', 'hollow_points', 'accuracy_curves', 'shared_legend', 'panels_figure', 'accuracy_table',
-           'finish_rows', 'accuracy_rows', 'published_rows', 'Known', 'rows_figure', 'RunsPanel', 'draw_runs',
-           'draw_known', 'write_at_chance', 'runs_note', 'runs_panel', 'runs_figure', 'cell_means', 'passing_map',
-           'tokens_a_step', 'validations', 'learning_curves', 'headline_bars', 'cost_lines', 'save_figure']
+           'finite', 'seeds_at', 'seeds_note', 'not_converged', 'gaps', 'write_gaps', 'Beside', 'reference_lines',
+           'places', 'mark_places', 'hollow_points', 'circle_unconverged', 'accuracy_curves', 'shared_legend',
+           'panels_figure', 'accuracy_table', 'finish_rows', 'accuracy_rows', 'published_rows', 'Known', 'rows_figure',
+           'RunsPanel', 'draw_runs', 'draw_known', 'write_at_chance', 'runs_note', 'runs_panel', 'runs_figure',
+           'cell_means', 'passing_map', 'tokens_a_step', 'validations', 'learning_curves', 'headline_bars',
+           'cost_lines', 'save_figure']
 
 # %% ../../nbs/evidence/38_plotting.ipynb #fb3c07f8
 from collections.abc import Iterable, Sequence
@@ -156,6 +157,13 @@ def seeds_note(
     low, high = min(counts), max(counts)
     return f'n = {low} seeds' if low == high else f'n = {low} to {high} seeds'
 
+# %% ../../nbs/evidence/38_plotting.ipynb #38200002
+def not_converged(
+    frame: pd.DataFrame,  # From `statistics.tidy`
+) -> pd.DataFrame:
+    "The runs of which it is recorded that they had not converged."
+    return frame[[value is False for value in frame.get('converged', [None] * len(frame))]]
+
 # %% ../../nbs/evidence/38_plotting.ipynb #122782b1
 def gaps(
     frame: pd.DataFrame,  # From `statistics.tidy`, of one panel
@@ -167,6 +175,8 @@ def gaps(
     notes = [] if len(frame) else ['no runs yet']
     notes += [f'{missing} runs missing'] if missing else []
     notes += [f'{lost} runs without a number'] if lost else []
+    unconverged = len(not_converged(frame))
+    notes += [f'circled: {unconverged} runs had not converged'] if unconverged else []
     return notes + (['one seed: no error bars'] if set(seeds_at(frame, x)) == {1} else [])
 
 # %% ../../nbs/evidence/38_plotting.ipynb #bf1a0965
@@ -231,6 +241,15 @@ def hollow_points(ax: plt.Axes, frame: pd.DataFrame, x: str, y: str):
             look = LOOKS[curve]
             ax.plot(some[x], some[y], look.marker, color=look.color, markerfacecolor='white', markersize=5, zorder=5)
 
+# %% ../../nbs/evidence/38_plotting.ipynb #38200005
+def circle_unconverged(ax: plt.Axes, frame: pd.DataFrame, x: str, y: str):
+    "Circle the points among whose runs one had not converged."
+    early = set(not_converged(frame)[['curve', 'at']].itertuples(index=False, name=None))
+    ring = dict(color='#a00000', markerfacecolor='none', markersize=9, linestyle='none', zorder=6)
+    for point, some in frame.groupby(['curve', 'at']):
+        if point in early:
+            ax.plot(some[x].mean(), some[y].mean(), 'o', **ring)
+
 # %% ../../nbs/evidence/38_plotting.ipynb #093f39e8
 def accuracy_curves(
     ax: plt.Axes,
@@ -249,6 +268,7 @@ def accuracy_curves(
         sns.lineplot(good, x='at', y='test_accuracy', **by_name(curves), **drawn, **bars)
         ax.get_legend().remove()
         hollow_points(ax, good, 'at', 'test_accuracy')
+        circle_unconverged(ax, good, 'at', 'test_accuracy')
         mark_places(ax, at, x)
     reference_lines(ax, beside)
     ax.set(xlabel=f'{AXES[x]} ({seeds_note(frame, [x])})', ylabel='Test accuracy (%)')
@@ -328,6 +348,7 @@ def accuracy_rows(
         points = dict(linestyle='none', markersize=6, markeredgewidth=0, markers=[LOOKS[c].marker for c in curves])
         sns.pointplot(good, errorbar='se', capsize=0.25, err_kws=dict(linewidth=1.2), **points, **looks, **drawn)
         hollow_points(ax, good, 'test_accuracy', 'at')
+        circle_unconverged(ax, good, 'test_accuracy', 'at')
     finish_rows(ax, curves, beside.title.replace(': ', ':\n'), names)
     reference_lines(ax, beside, along='y')
     ax.set_xlabel(f'Test accuracy (%)\n{seeds_note(frame, [])}')

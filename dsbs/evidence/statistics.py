@@ -54,6 +54,7 @@ TIDY = (
     'best_step',
     'steps',
     'stopped',
+    'converged',
     'tokens',
     'n_test',
     'correct',
