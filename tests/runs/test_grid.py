@@ -1,6 +1,7 @@
 "Grids whose runs train side by side, and fail."
 
 import itertools
+import json
 from dataclasses import replace
 
 import pytest
@@ -39,12 +40,24 @@ def test_a_run_is_nearly_the_same_beside_others_and_alone(tmp_path):
         assert nearly_the_same(together.record, record_of(spec))
 
 
+def counting(folder):
+    "A task whose inputs are one word longer or shorter."
+    folder.mkdir()
+    (folder / 'task.toml').write_text('name = "counting"\ninstruction = "Is it so?"\nanswer = "text"\n')
+    numbers = ('one', 'two', 'six', 'ten', 'no', 'all', 'few', 'many')
+    asked = [(a, b, now) for a in numbers for b in numbers for now in ('', ' now')]
+    rows = [dict(input=f'Are {a} more than {b}{now}?', label='yes' if a > b else 'no') for a, b, now in asked]
+    (folder / 'train.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+    return folder
+
+
 @pytest.mark.parametrize(
     'change',
-    [dict(task='weight_untold'), dict(task='weight_untold', method='standard'), dict(rationales='random')],
+    [dict(task='weight_untold'), dict(task='counting', method='standard'), dict(rationales='random')],
     ids=str,
 )
-def test_examples_of_about_one_length_are_padded_to_one_shape_and_train_side_by_side(change, monkeypatch):
+def test_examples_of_about_one_length_are_padded_to_one_shape_and_train_side_by_side(change, monkeypatch, tmp_path):
+    monkeypatch.chdir(counting(tmp_path / 'counting').parent)
     specs, fit, beside = [replace(s, **change) for s in SEEDS], runs.fit, []
     monkeypatch.setattr(
         runs, 'fit', lambda model, trainees, *args: beside.append(len(trainees)) or fit(model, trainees, *args)
@@ -52,7 +65,7 @@ def test_examples_of_about_one_length_are_padded_to_one_shape_and_train_side_by_
     together = [r for r, *_ in train_runs(list(map(prepare, specs)))]
     assert (
         max(beside) > 1
-        and len({len(r.label_input) for r in runs.Run(prepare(specs[0])).rows}) > 1
+        and len({tuple(map(len, vars(r).values())) for r in runs.Run(prepare(specs[0])).rows}) > 1
         or change.get('rationales') == 'random'
     )
     for record, spec in zip(together, specs):

@@ -182,8 +182,8 @@ def test_the_words_of_a_job_are_its_run():
         ({}, ['fig6', '--preset', 'recorded', '--emit', 'snakemake', 'jobs'], ['preset of a workflow']),
         (
             {},
-            ['fig6', '--preset', 'tune', '--emit', 'snakemake', 'jobs'],
-            ["unknown preset of fig6_model_size_human 'tune'"],
+            ['fig6', '--preset', 'search', '--emit', 'snakemake', 'jobs'],
+            ["unknown preset of fig6_model_size_human 'search'"],
         ),
         ({}, ['fig99', '--emit', 'snakemake', 'jobs'], ["unknown figure 'fig99'"]),
         ({}, ['fig6', '--preset', 'own', '--emit', 'snakemake', 'jobs'], ['preset own needs --task']),
