@@ -161,7 +161,7 @@ def settings_tried(
     return tried
 
 # %% ../../nbs/evidence/34_grids.ipynb #34b00002
-ROUNDS = ((100, 101, 102, 103), (104, 105, 106, 107))  # Seeds of the first round, and of the second
+ROUNDS = ((100, 101), (102, 103, 104, 105))  # Seeds of the first round, and of the second
 N_FINALISTS = 3
 SIZES = {'same_kind': (100, 150, 200, 300), 'heavier_than': (80, 160, 320, 640)}  # Training examples
 CONTROLS_AT = dict(same_kind=200, heavier_than=160, weight_untold=160)  # Size of the first round, and of all controls
