@@ -8,12 +8,12 @@ __all__ = ['PAPER_STANDARD', 'PAPER_STEP_BY_STEP', 'PAPER_TABLES', 'OREGON', 'OR
            'HUMAN', 'OF_PALM', 'OF_GPT', 'FROM_PALM', 'FROM_GPT', 'OTHER_BATCH', 'SHOWN', 'GPT_HUMAN',
            'INDEPENDENT_FIGURES', 'PLACES', 'THE_PAPER', 'ONE_REPETITION', 'TABLE_1_TEACHERS', 'OREGON_TEACHERS',
            'OPEN_CHOICES', 'STUDENT_SIZES', 'FACTS', 'FACTS_OF_FIGURES', 'FACTS_OF_DATA', 'read_independent',
-           'chance_limit', 'at_chance', 'at_usual_rate', 'independent_means', 'runs_with', 'correspond',
-           'independent_gain', 'labels_alone', 'independent_gains', 'RunsShown', 'places_of', 'shown_runs',
-           'known_points', 'known_beside', 'kind_of_data', 'data_fact', 'span', 'student_fact', 'teacher_behind',
-           'teacher_fact', 'sizes_fact', 'labels_fact', 'updates_fact', 'rate_fact', 'paper_specs', 'data_panels',
-           'controls_of', 'compared_facts', 'panels_compared', 'differences', 'describe_split', 'describe',
-           'read_described', 'keep_described', 'teacher_lines']
+           'at_usual_rate', 'independent_means', 'runs_with', 'correspond', 'independent_gain', 'labels_alone',
+           'independent_gains', 'RunsShown', 'places_of', 'shown_runs', 'known_points', 'known_beside', 'kind_of_data',
+           'data_fact', 'span', 'student_fact', 'teacher_behind', 'teacher_fact', 'sizes_fact', 'labels_fact',
+           'updates_fact', 'rate_fact', 'paper_specs', 'data_panels', 'controls_of', 'compared_facts',
+           'panels_compared', 'differences', 'describe_split', 'describe', 'read_described', 'keep_described',
+           'teacher_lines']
 
 # %% ../../nbs/evidence/35_published.ipynb #35000001
 from collections import Counter
@@ -23,7 +23,6 @@ from itertools import product
 from pathlib import Path
 
 import pandas as pd
-from scipy import stats
 
 from ..data.embedded import EMBEDDED
 from ..data.paper import PAPER
@@ -40,7 +39,7 @@ from dsbs.evidence.grids import (
     paper_setups,
     specs_of,
 )
-from .statistics import Gain, gain_row, paired_differences, unpaired_gain
+from .statistics import Gain, at_chance, gain_row, paired_differences, unpaired_gain
 from ..method.settings import SCRATCH
 from ..records import Folders, UsageError, find_folders, one_of, read_jsonl, write_jsonl
 from ..runs.specs import RunSpec
@@ -102,6 +101,7 @@ INDEPENDENT_SOURCE = (
 )
 SHORT_TEACHERS = {'PaLM 540B, few-shot (the recorded completions)': 'PaLM 540B', 'GPT-3.5, zero-shot': 'GPT-3.5'}
 PAPER_RATE = 5e-5
+CHANCE = dict(anli1=1 / 3, cqa=1 / 5)  # Panel -> the share that guessing gets right: one choice of so many
 
 # %% ../../nbs/evidence/35_published.ipynb #35100003
 def read_independent(
@@ -122,23 +122,8 @@ def read_independent(
         share=rows['share'].fillna(0.0),
         n_train=(rows['train_fraction'] * rows['task'].map(sizes['train'])).round().astype(int),
         n_test=rows['task'].map(sizes['test']),
+        majority_accuracy=100 * rows['task'].map(CHANCE),
     )
-
-# %% ../../nbs/evidence/35_published.ipynb #35100006
-CHANCE = dict(anli1=1 / 3, cqa=1 / 5)  # Panel -> the share that guessing gets right
-
-
-def chance_limit(panel: str) -> float:  # Percent
-    "What guessing gets right on the test split, or less, in 97.5% of cases."
-    n_test = PAPER_TABLES['table3_datasets']['test'][panel]
-    return 100 * float(stats.binom.ppf(0.975, n_test, CHANCE[panel])) / n_test
-
-
-def at_chance(
-    frame: pd.DataFrame,  # panel and test_accuracy
-) -> pd.Series:  # bool
-    "Which runs are no better than guessing."
-    return frame['test_accuracy'] <= frame['panel'].map({panel: chance_limit(panel) for panel in CHANCE})
 
 # %% ../../nbs/evidence/35_published.ipynb #35100010
 POINT = [

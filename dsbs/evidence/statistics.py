@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['TIDY', 'HOLDS', 'FAILS', 'EQUIVALENT', 'UNDECIDED', 'NOT_COMPARABLE', 'SEEDS_AT_A_LOOK', 'LOOK_LEVEL', 'SEEDS_RULE',
-           'POWER', 'MOST_MORE', 'mean_interval', 'from_bits', 'run_row', 'examples_asked', 'tidy', 'example_frame',
-           'summary', 'Gain', 'satterthwaite', 'crossed_gain', 'binomial_variance', 'gain_over_seeds', 'unpaired_gain',
-           'Differences', 'bits_by_seed', 'shared_questions', 'paired_differences', 'mean_differences', 'gain_row',
-           'paired_gains', 'line_of', 'line_of_no_gain', 'line_of_all', 'line_of_any', 'holm', 'verdicts',
-           'looked_twice', 'more_seeds', 'examples_needed', 'smallest_and_least']
+           'POWER', 'MOST_MORE', 'PARTS', 'SPLIT_DRAWS', 'UNTOLD_AT_MOST', 'mean_interval', 'from_bits', 'run_row',
+           'examples_asked', 'tidy', 'example_frame', 'summary', 'Gain', 'satterthwaite', 'crossed_gain',
+           'binomial_variance', 'gain_over_seeds', 'unpaired_gain', 'Differences', 'bits_by_seed', 'shared_questions',
+           'paired_differences', 'mean_differences', 'gain_row', 'paired_gains', 'line_of', 'line_of_no_gain',
+           'line_of_all', 'line_of_any', 'holm', 'verdicts', 'looked_twice', 'more_seeds', 'chance_limit', 'at_chance',
+           'Leaving', 'leaving', 'gain_parts', 'drawn_again', 'variance_drawn', 'part_gains', 'split_gain',
+           'share_leaving', 'examples_needed', 'smallest_and_least']
 
 # %% ../../nbs/evidence/33_statistics.ipynb #7ee642ea
 import math
@@ -420,6 +422,139 @@ def more_seeds(
         if abs(gain.mean - value) >= reach * math.sqrt(of_seeds / n + gain.lasting**2):
             return n - gain.seeds
     return None
+
+# %% ../../nbs/evidence/33_statistics.ipynb #33100002
+def chance_limit(
+    guessed: float | pd.Series,  # Percent that guessing gets right
+    n_test: int | pd.Series,  # Questions
+) -> float | np.ndarray:  # Percent; NaN where guessing gets nothing right, as with labels in free text
+    "What guessing gets right, or less, in 97.5% of cases."
+    return 100 * stats.binom.ppf(0.975, n_test, guessed / 100) / n_test
+
+
+def at_chance(
+    frame: pd.DataFrame,  # test_accuracy, and majority_accuracy and n_test for the limit
+    limit: float | None = None,  # Percent, in place of each run's own
+) -> pd.Series:  # bool
+    "Which runs are no better than guessing."
+    if limit is None:
+        limit = chance_limit(frame['majority_accuracy'].astype(float), frame['n_test'].astype(float))
+    right, reach = (frame['n_test'] * percent / 100 for percent in (frame['test_accuracy'], limit))
+    return right < reach + 0.5
+
+# %% ../../nbs/evidence/33_statistics.ipynb #33100006
+@dataclass(frozen=True)
+class Leaving:
+    "Runs of one method, drawn again and again: one value for each draw. The mean of no run is NaN."
+
+    mean: np.ndarray  # Accuracy of all runs
+    share: np.ndarray  # Of the runs, those that leave chance; 0 to 1
+    leavers: np.ndarray  # Mean accuracy of those that leave
+    stayers: np.ndarray  # Mean accuracy of those that stay
+
+
+def leaving(
+    accuracy: np.ndarray,  # Percent, one for each run
+    stays: np.ndarray,  # bool: at chance
+    weights: np.ndarray,  # Draws x runs: how often a draw has each run
+) -> Leaving:
+    "Who leaves chance, and how far runs get."
+    left, total = weights * ~stays, weights.sum(1)
+    right, right_of_left = (weights * accuracy).sum(1), (left * accuracy).sum(1)
+    with np.errstate(invalid='ignore'):
+        leavers = right_of_left / left.sum(1)
+        stayers = (right - right_of_left) / (total - left.sum(1))
+    return Leaving(right / total, left.sum(1) / total, leavers, stayers)
+
+# %% ../../nbs/evidence/33_statistics.ipynb #33100018
+PARTS = ('starting', 'generalising', 'rest')
+
+
+def gain_parts(ours: Leaving, other: Leaving) -> dict[str, np.ndarray]:  # The gain, and each of `PARTS`, in points
+    "What the difference of two methods is made of."
+    stay = np.where(np.isnan(ours.stayers), other.stayers, ours.stayers)
+    stay_other = np.where(np.isnan(other.stayers), stay, other.stayers)
+    products = dict(
+        starting=(ours.share - other.share, other.leavers - stay_other),
+        generalising=(ours.share, ours.leavers - other.leavers),
+        rest=(1 - ours.share, stay - stay_other),
+    )
+    parts = {part: np.where(share == 0, 0.0, share * points) for part, (share, points) in products.items()}
+    return dict(gain=ours.mean - other.mean) | parts
+
+# %% ../../nbs/evidence/33_statistics.ipynb #33100010
+SPLIT_DRAWS, UNTOLD_AT_MOST = 4000, 0.05
+
+
+def drawn_again(n: int) -> np.ndarray:  # Draws x runs
+    "How often each of `n` runs is in each draw; the same at each call."
+    return np.random.default_rng(n).multinomial(n, [1 / n] * n, SPLIT_DRAWS)
+
+
+def variance_drawn(
+    draws: np.ndarray,  # A part, in each draw
+    n: int,  # Runs that were drawn
+) -> float:  # NaN for one run, and where too many draws do not tell the part
+    "The variance of a part over runs."
+    told = draws[~np.isnan(draws)]
+    if n < 2 or len(told) < (1 - UNTOLD_AT_MOST) * len(draws):
+        return math.nan
+    return float(told.var() * n / (n - 1))
+
+# %% ../../nbs/evidence/33_statistics.ipynb #33100022
+def part_gains(
+    ours: tuple[np.ndarray, np.ndarray],  # Accuracy and whether it stays at chance, one for each run
+    other: tuple[np.ndarray, np.ndarray],
+    paired: bool,  # Whether the runs belong together, one by one
+) -> dict[str, Gain]:  # The gain, and each of `PARTS`
+    "The parts of a gain, and how sure they are."
+    sides = (ours, other)
+    counts, whole = [len(side[0]) for side in sides], [np.ones((1, len(side[0])), int) for side in sides]
+    again = [drawn_again(n) for n in counts]
+    sources = [again] if paired else [(again[0], whole[1]), (whole[0], again[1])]
+    point, *drawn = [
+        gain_parts(*(leaving(*side, weights) for side, weights in zip(sides, source, strict=True)))
+        for source in (whole, *sources)
+    ]
+    found = {}
+    for part, mean in point.items():
+        spread = [(variance_drawn(draws[part], n), n - 1) for draws, n in zip(drawn, counts, strict=False)]
+        total = sum(variance for variance, _ in spread)
+        df = satterthwaite(total, spread) if total else min(counts) - 1
+        found[part] = Gain(float(mean[0]), math.sqrt(total), df, min(counts))
+    return found
+
+# %% ../../nbs/evidence/33_statistics.ipynb #33100012
+def split_gain(
+    ours: pd.DataFrame,  # Runs of one point: test_accuracy, majority_accuracy, n_test, and `together`
+    other: pd.DataFrame,
+    limit: float | None = None,  # See `at_chance`
+    together: str = 'seed',  # Runs with the same value belong together, if both sides have the same ones
+) -> dict[str, float]:  # gain and each of `PARTS`, with _low and _high; runs, left and leavers of ours and other
+    "A gain split into what comes of starting and of generalising, with 95% intervals over runs."
+    sides, row, found = dict(ours=ours.sort_values(together), other=other.sort_values(together)), {}, []
+    for name, runs in sides.items():
+        accuracy, stays = runs['test_accuracy'].to_numpy(float), at_chance(runs, limit).to_numpy(bool)
+        row |= {f'runs_{name}': len(runs), f'left_{name}': int((~stays).sum())}
+        row[f'leavers_{name}'] = float(accuracy[~stays].mean()) if not stays.all() else math.nan
+        found.append((accuracy, stays))
+    paired = ours[together].is_unique and [*sides['ours'][together]] == [*sides['other'][together]]
+    for part, gain in part_gains(*found, paired).items():
+        low, high = gain.interval()
+        row |= {part: gain.mean, f'{part}_low': low, f'{part}_high': high}
+    return row
+
+# %% ../../nbs/evidence/33_statistics.ipynb #33100020
+def share_leaving(
+    frame: pd.DataFrame,  # Columns of `at_chance`, and `by`
+    by: Sequence[str],
+) -> pd.DataFrame:  # `by`, left and runs; share, low and high in percent
+    "How many runs leave chance, in each group."
+    counts = (~at_chance(frame)).groupby([frame[name] for name in by], sort=False).agg(left='sum', runs='size')
+    table = counts.reset_index()
+    ends = [stats.binomtest(*row).proportion_ci(0.95, method='wilson') for row in counts.to_numpy().tolist()]
+    low, high = np.array([(100 * end.low, 100 * end.high) for end in ends]).reshape(-1, 2).T
+    return table.assign(share=100.0 * table['left'] / table['runs'], low=low, high=high)
 
 # %% ../../nbs/evidence/33_statistics.ipynb #5318863e
 def examples_needed(

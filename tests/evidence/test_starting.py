@@ -1,0 +1,99 @@
+"The split of a gain: its parts add up, whatever the runs; and other people's runs, recomputed with nothing of ours."
+
+import csv
+import re
+import statistics
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+
+from dsbs.evidence.statistics import PARTS, at_chance, part_gains, share_leaving, split_gain
+
+ROOT = Path(__file__).resolve().parents[2]
+ROWS = list(csv.DictReader((ROOT / 'reports' / 'independent_runs.csv').open(encoding='utf-8')))
+NOTEBOOK = ROOT / 'nbs' / 'figures' / 'start_or_generalise.ipynb'
+
+
+def runs(accuracies, seeds=None):
+    seeds = range(len(accuracies)) if seeds is None else seeds
+    return pd.DataFrame(dict(test_accuracy=accuracies, majority_accuracy=100 / 3, n_test=1000, seed=seeds))
+
+
+@pytest.mark.parametrize('seed', range(20))
+def test_the_parts_add_up(seed):
+    rng = np.random.default_rng(seed)
+    ours, other = (rng.choice([34.1, 35.0, 36.3, 36.4, 44.0, 52.0], size=rng.integers(1, 8)) for _ in range(2))
+    row = split_gain(runs(ours), runs(other))
+    assert row['gain'] == pytest.approx(ours.mean() - other.mean())
+    total = sum(row[part] for part in PARTS)
+    told = row['left_other'] > 0 or row['left_ours'] == 0
+    assert total == pytest.approx(row['gain']) if told else np.isnan(total)
+
+
+def test_the_limit_is_a_number_of_right_answers():
+    for right, stays in ((363, True), (364, False)):
+        assert at_chance(runs([round(right / 10, 4)])).tolist() == [stays]
+    assert at_chance(runs([36.7]), 37).tolist() == [True]
+    free_text = runs([0.0]).assign(majority_accuracy=None)
+    assert at_chance(free_text).tolist() == [False]
+
+
+def test_runs_that_belong_together_are_drawn_together():
+    ours, other = runs([50.0, 60, 70, 80]), runs([45.0, 55, 65, 75])
+    together, apart = split_gain(ours, other), split_gain(ours, runs([45.0, 55, 65, 75], range(4, 8)))
+    assert together['gain_low'] == together['gain_high'] == pytest.approx(5)
+    assert apart['gain_low'] < 0 < apart['gain_high'] and apart['gain'] == together['gain']
+
+
+def test_too_few_runs_have_no_interval():
+    one, rare = split_gain(runs([48.0]), runs([44.0])), split_gain(runs([48.0, 49, 50]), runs([44.0] + [34.0] * 8))
+    assert np.isnan([one['gain_low'], rare['starting_low'], rare['generalising_high']]).all()
+    assert rare['starting'] > 0 and not np.isnan(rare['gain_low'])
+    never = part_gains((np.array([48.0, 49]), np.zeros(2, bool)), (np.array([34.0, 35]), np.ones(2, bool)), True)
+    assert np.isnan(never['starting'].mean) and never['gain'].mean == 14
+
+
+def test_a_share_has_a_width_where_all_leave():
+    (row,) = share_leaving(runs([50.0] * 3).assign(curve='standard'), ['curve']).to_dict('records')
+    assert (row['left'], row['runs'], row['share']) == (3, 3, 100) and 43 < row['low'] < 45
+
+
+def accuracies(method, share):
+    wanted = dict(task='anli1', student='t5-v1_1-base', method=method, label_source='human', train_fraction=share)
+    teacher = '' if method == 'standard' else 'PaLM 540B, few-shot (the recorded completions)'
+    wanted |= dict(teacher=teacher) | ({} if method == 'standard' else dict(rationale_share='1.0'))
+    return [float(r['test_accuracy']) for r in ROWS if all(r[c] == value for c, value in wanted.items())]
+
+
+def by_hand(share, limit):
+    "Starting and generalising, where all runs of step-by-step leave chance."
+    ours, other = accuracies('step_by_step', share), accuracies('standard', share)
+    left, stay = [a for a in other if a > limit], [a for a in other if a <= limit]
+    assert min(ours) > limit
+    starting = (1 - len(left) / len(other)) * (statistics.mean(left) - statistics.mean(stay))
+    generalising = statistics.mean(ours) - statistics.mean(left)
+    assert starting + generalising == pytest.approx(statistics.mean(ours) - statistics.mean(other))
+    return len(left), statistics.mean(left), starting, generalising
+
+
+def said():
+    "What the notebook says of these runs, in its prose."
+    return ' '.join(' '.join(c.source.split()) for c in nbformat.read(NOTEBOOK, 4).cells if c.cell_type == 'markdown')
+
+
+@pytest.mark.parametrize('limit', [36.3, 37])
+def test_what_the_notebook_says_of_a_limit(limit):
+    left, mean, starting, generalising = by_hand('1.0', limit)
+    sentence = f'{left} of 9 standard runs leave chance and reach {mean:.1f} on average: {starting:.1f} points of'
+    assert f'{sentence} starting and {generalising:.1f} of generalising' in said()
+
+
+def test_what_the_notebook_says_of_all_shares():
+    parts = {share: by_hand(share, 36.3) for share in ('0.125', '0.25', '0.5', '1.0')}
+    assert [round(statistics.mean(some), 1) for some in zip(*parts.values(), strict=True)][2:] == [5.3, 3.3]
+    assert sum(left for left, *_ in parts.values()) == 13
+    assert '13 of 36 standard runs' in said() and 'all 13 of step-by-step' in said()
+    assert re.search(r'5\.3 points of starting and 3\.3 of generalising', said())
