@@ -531,6 +531,9 @@ FIGURES = PAPER_FIGURES | {
     ),
     'task_prefix': Figure('', 'Naming the task at the decoder', decoder_prefix, ON_TWO),
     'prediction_cost': Figure('', 'The cost of a prediction', None, dict(quick=ONE_QUICK)),
+    'start_or_generalise': Figure(
+        '', 'To start, or to generalise?', None, {p: panels for p, panels in ON_ALL.items() if p != 'paper'}
+    ),
     'search': Figure('', 'How the settings were chosen', search_runs, dict(search=TWO_EMBEDDED)),
 }
 
