@@ -531,6 +531,7 @@ FIGURES = PAPER_FIGURES | {
     ),
     'task_prefix': Figure('', 'Naming the task at the decoder', decoder_prefix, ON_TWO),
     'prediction_cost': Figure('', 'The cost of a prediction', None, dict(quick=ONE_QUICK)),
+    'machines': Figure('', 'The same runs on other machines', None, dict(quick=QUICK_PANELS)),
     'start_or_generalise': Figure(
         '', 'To start, or to generalise?', None, {p: panels for p, panels in ON_ALL.items() if p != 'paper'}
     ),

@@ -10,7 +10,8 @@ __all__ = ['LOOKS', 'THEME', 'AXES', 'FROM_ZERO', 'NOTHING_KNOWN', 'STAYS', 'PAR
            'published_rows', 'Known', 'rows_figure', 'RunsPanel', 'draw_runs', 'draw_known', 'write_at_chance',
            'runs_note', 'runs_panel', 'runs_figure', 'StartPanel', 'draw_starts', 'draw_parts', 'starts_figure',
            'leaving_rows', 'leaving_figure', 'cell_means', 'passing_map', 'tokens_a_step', 'validations',
-           'learning_curves', 'headline_bars', 'cost_lines', 'save_figure']
+           'learning_curves', 'headline_bars', 'cost_lines', 'machine_dots', 'gain_names', 'machine_gains',
+           'save_figure']
 
 # %% ../../nbs/evidence/38_plotting.ipynb #fb3c07f8
 from collections.abc import Iterable, Sequence
@@ -752,6 +753,56 @@ def cost_lines(
     ax.minorticks_off()
     write_gaps(ax, [] if sizes else ['nothing is measured yet'])
     ax.set_title('One thread, batches of 64', loc='left')
+    return ax
+
+# %% ../../nbs/evidence/38_plotting.ipynb #38200002
+def machine_dots(
+    ax: plt.Axes,
+    runs: pd.DataFrame,  # From `statistics.run_moves`
+    there: str = 'the other machine',
+) -> plt.Axes:
+    "Draw each run's accuracy on two machines."
+    low, high = runs[['here', 'there']].min().min() - 2, runs[['here', 'there']].max().max() + 2
+    ax.plot([low, high], [low, high], color='#999999', linewidth=0.8, zorder=1)
+    for method in curves_in(runs.rename(columns=dict(method='curve'))):
+        look, some = LOOKS[method], runs[runs['method'] == method]
+        drawn = dict(linestyle='', marker=look.marker, color=look.color, markersize=4, label=look.name)
+        ax.plot(some['here'], some['there'], alpha=0.6, markeredgewidth=0, **drawn)
+    ax.set(xlim=(low, high), ylim=(low, high), aspect='equal')
+    ax.set(xlabel='Test accuracy, published (%)', ylabel=literal(f'Test accuracy, {there} (%)'))
+    ax.set_title(f'{len(runs)} runs', loc='left')
+    return ax
+
+# %% ../../nbs/evidence/38_plotting.ipynb #38200005
+def gain_names(gains: pd.DataFrame) -> list[str]:
+    "Data, size, student, and what step-by-step is compared with."
+    columns = ['panel', 'n_train', 'student', 'against']
+    return [
+        f'{panel.removeprefix("quick_")}, {size:g}, {student.removeprefix("scratch-")}: {LOOKS[curve].name}'
+        for panel, size, student, curve in gains[columns].itertuples(index=False)
+    ]
+
+
+def machine_gains(
+    ax: plt.Axes,
+    gains: pd.DataFrame,  # panel, against, n_train, student, and the fields of `statistics.gain_move`
+    there: str = 'the other machine',
+) -> plt.Axes:
+    "Draw each gain of step-by-step on two machines."
+    rows, colors = np.arange(len(gains)), [LOOKS[curve].color for curve in gains['against']]
+    ax.axvline(0, color='#555555', linewidth=0.8)
+    for where, aside, fill in (('here', -0.17, colors), ('there', 0.17, 'white')):
+        mean, low, high = (gains[f'{name}_{where}'] for name in ('gain', 'low', 'high'))
+        ax.hlines(rows + aside, low, high, colors=colors, linewidth=1)
+        ax.scatter(mean, rows + aside, s=16, c=fill, edgecolors=colors, zorder=3)
+    for face, name in (('#555555', 'gain, published'), ('white', 'gain, other machine')):
+        ax.plot([], [], 'o', color='#555555', markerfacecolor=face, markersize=4, label=name)
+    ax.set_yticks(rows, gain_names(gains), fontsize=6.5)
+    for label, moved in zip(ax.get_yticklabels(), gains['verdict_moved'], strict=True):
+        label.set_color('#a00000' if moved else 'black')
+    ax.set_ylim(len(gains) - 0.4, -0.6)
+    ax.set_xlabel('Step-by-step minus the method named (points, 95% interval)')
+    ax.set_title(literal(f'{len(gains)} gains, {there}: red where the verdict is another'), loc='left')
     return ax
 
 # %% ../../nbs/evidence/38_plotting.ipynb #ab5d3bb9

@@ -7,18 +7,19 @@ __all__ = ['PAPER_STANDARD', 'PAPER_STEP_BY_STEP', 'PAPER_TABLES', 'OREGON', 'OR
            'INDEPENDENT_SOURCE', 'SHORT_TEACHERS', 'PAPER_RATE', 'CHANCE', 'POINT', 'SAME', 'BASE', 'WHOLE', 'PLAIN',
            'HUMAN', 'OF_PALM', 'OF_GPT', 'FROM_PALM', 'FROM_GPT', 'OTHER_BATCH', 'SHOWN', 'GPT_HUMAN',
            'INDEPENDENT_FIGURES', 'PLACES', 'THE_PAPER', 'ONE_REPETITION', 'TABLE_1_TEACHERS', 'OREGON_TEACHERS',
-           'OPEN_CHOICES', 'STUDENT_SIZES', 'FACTS', 'FACTS_OF_FIGURES', 'FACTS_OF_DATA', 'read_independent',
-           'at_usual_rate', 'independent_means', 'runs_with', 'correspond', 'independent_gain', 'labels_alone',
-           'independent_gains', 'RunsShown', 'places_of', 'shown_runs', 'known_points', 'known_beside', 'kind_of_data',
-           'data_fact', 'span', 'student_fact', 'teacher_behind', 'teacher_fact', 'sizes_fact', 'labels_fact',
-           'updates_fact', 'rate_fact', 'paper_specs', 'data_panels', 'controls_of', 'compared_facts',
+           'OPEN_CHOICES', 'STUDENT_SIZES', 'FACTS', 'FACTS_OF_FIGURES', 'FACTS_OF_DATA', 'MACHINES',
+           'read_independent', 'at_usual_rate', 'independent_means', 'runs_with', 'correspond', 'independent_gain',
+           'labels_alone', 'independent_gains', 'RunsShown', 'places_of', 'shown_runs', 'known_points', 'known_beside',
+           'kind_of_data', 'data_fact', 'span', 'student_fact', 'teacher_behind', 'teacher_fact', 'sizes_fact',
+           'labels_fact', 'updates_fact', 'rate_fact', 'paper_specs', 'data_panels', 'controls_of', 'compared_facts',
            'panels_compared', 'differences', 'describe_split', 'describe', 'read_described', 'keep_described',
-           'teacher_lines']
+           'teacher_lines', 'read_machines', 'made_on', 'by_point', 'drawn_points', 'same_place', 'gains_in',
+           'drawn_gains', 'Moves', 'frame_at', 'mean_moves', 'gain_moves', 'compare_machines']
 
 # %% ../../nbs/evidence/35_published.ipynb #35000001
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 
@@ -38,10 +39,22 @@ from dsbs.evidence.grids import (
     over_students,
     paper_setups,
     specs_of,
+    with_seed,
 )
-from .statistics import Gain, at_chance, gain_row, paired_differences, unpaired_gain
+from dsbs.evidence.statistics import (
+    Gain,
+    at_chance,
+    gain_move,
+    gain_row,
+    mean_move,
+    paired_differences,
+    run_moves,
+    run_row,
+    unpaired_gain,
+)
 from ..method.settings import SCRATCH
-from ..records import Folders, UsageError, find_folders, one_of, read_jsonl, write_jsonl
+from ..records import Folders, UsageError, canonical_json, find_folders, one_of, read_jsonl, write_jsonl
+from ..runs.experiments import read_results
 from ..runs.specs import RunSpec
 from ..teacher.extraction import quality, rows_and_readings
 from ..teacher.recorded import teacher_name
@@ -605,3 +618,111 @@ def teacher_lines(
         if row['split'] == 'test':
             best[row['panel']] = max(row['accuracy'], best.get(row['panel'], 0))
     return best | {f'{panel}_augmented': value for panel, value in best.items() if f'{panel}_augmented' in PANELS}
+
+# %% ../../nbs/evidence/35_published.ipynb #35200002
+MACHINES = 'machines'  # In the reports folder
+
+
+def read_machines(reports: Path) -> dict[str, dict[str, dict]]:  # Name -> settings -> record
+    "Records of preset `quick` that were made on other machines."
+    return {path.stem: read_results(path) for path in sorted((Path(reports) / MACHINES).glob('*.jsonl'))}
+
+
+def made_on(records: Iterable[dict]) -> dict[str, str]:  # Fact -> what the records say, each value once
+    "The machine, libraries and code behind records."
+    facts = {}
+    for made in (r['provenance'] for r in records):
+        machine = made['machine']
+        one = dict(processor=machine['processor'], instructions=made.get('isa', ''), cores=machine.get('cores', ''))
+        one |= dict(system=f'{machine["system"]}, {machine["arch"]}', commit=(made['commit'] or '')[:8])
+        for name, value in (one | dict(python=made['python']) | made['versions']).items():
+            facts.setdefault(name, {})[str(value)] = None
+    return {name: ', '.join(values) for name, values in facts.items()}
+
+# %% ../../nbs/evidence/35_published.ipynb #35200005
+def by_point(specs: Iterable[RunSpec]) -> dict[RunSpec, tuple[RunSpec, ...]]:  # The first seed's -> all
+    "Runs that differ in their seed alone, together."
+    found = {}
+    for spec in specs:
+        found.setdefault(with_seed(spec, 0), []).append(spec)
+    return {point: tuple(runs) for point, runs in found.items()}
+
+
+def drawn_points(preset: str = 'quick') -> dict[tuple[RunSpec, ...], dict]:  # Runs -> panel, curve, n_train, student
+    "The points of all figures, each once."
+    curves = [(p, c, specs) for f in FIGURES for p, some in grid(f, preset).items() for c, specs in some.items()]
+    found = {}
+    for panel, curve, specs in curves:
+        for point, runs in by_point(specs).items():
+            where = dict(panel=panel, curve=curve, n_train=point.n_train, student=point.student)
+            found.setdefault(runs, where)
+    return found
+
+# %% ../../nbs/evidence/35_published.ipynb #35200007
+def same_place(a: RunSpec, b: RunSpec) -> bool:
+    "Whether two points have the same student and as many examples."
+    return all(getattr(a, n) == getattr(b, n) for n in ('student', 'n_train', 'train_fraction', 'n_extra'))
+
+
+def gains_in(curves: dict[str, list[RunSpec]]) -> dict[tuple, str]:  # (step-by-step's runs, the other's) -> its curve
+    "The gains that a panel shows."
+    points = {curve: by_point(specs) for curve, specs in curves.items()}
+    ours = points.pop('step_by_step', {})
+    pairs = [(o, p, curve) for curve, some in points.items() for p in some.items() for o in ours.items()]
+    return {(o[1], p[1]): curve for o, p, curve in pairs if same_place(o[0], p[0])}
+
+
+def drawn_gains(preset: str = 'quick') -> dict[tuple, dict]:  # As `gains_in` -> panel, against, n_train, student
+    "The gains of all figures, each once."
+    found = {}
+    for panel, curves in (panel for figure in FIGURES for panel in grid(figure, preset).items()):
+        for pair, against in gains_in(curves).items():
+            point = pair[0][0]
+            found.setdefault(pair, dict(panel=panel, against=against, n_train=point.n_train, student=point.student))
+    places = {name: i for i, name in enumerate((*PANELS, *dict.fromkeys(w['against'] for w in found.values())))}
+
+    def order(item):
+        where = item[1]
+        return places[where['panel']], places[where['against']], where['student'], where['n_train']
+
+    return dict(sorted(found.items(), key=order))
+
+# %% ../../nbs/evidence/35_published.ipynb #35200009
+@dataclass(frozen=True)
+class Moves:
+    "How far runs, means and gains move from one machine to another."
+
+    runs: pd.DataFrame  # From `statistics.run_moves`
+    means: pd.DataFrame  # panel, curve, n_train, student, and the fields of `statistics.mean_move`
+    gains: pd.DataFrame  # panel, against, n_train, student, and the fields of `statistics.gain_move`
+
+
+def frame_at(records: dict[str, dict], specs: Iterable[RunSpec]) -> pd.DataFrame | None:
+    "All runs of a point, as rows of the tidy frame; None where one is missing."
+    found = [records.get(canonical_json(asdict(s))) for s in specs]
+    return pd.DataFrame([run_row('', '', r) for r in found]) if all(found) else None
+
+
+def mean_moves(here: dict[str, dict], there: dict[str, dict]) -> pd.DataFrame:
+    "`Moves.means`, at the points that both machines have with all seeds."
+    rows = []
+    for specs, where in drawn_points().items():
+        sides = [frame_at(side, specs) for side in (here, there)]
+        if all(side is not None for side in sides):
+            rows.append(where | mean_move(*(side['test_accuracy'] for side in sides)))
+    return pd.DataFrame(rows)
+
+
+def gain_moves(here: dict[str, dict], there: dict[str, dict]) -> pd.DataFrame:
+    "`Moves.gains`, at the points that both machines have with all seeds."
+    rows = []
+    for pair, where in drawn_gains().items():
+        sides = [[frame_at(side, specs) for specs in pair] for side in (here, there)]
+        if all(runs is not None for side in sides for runs in side):
+            rows.append(where | gain_move(*(paired_differences(*side).gain for side in sides)))
+    return pd.DataFrame(rows)
+
+
+def compare_machines(here: dict[str, dict], there: dict[str, dict]) -> Moves:
+    "How far what was made there is from what was made here; both are settings -> record."
+    return Moves(run_moves(here, there), mean_moves(here, there), gain_moves(here, there))

@@ -38,7 +38,7 @@ from ..data.tasks import load_task
 from .claims import judge
 from .grids import FIGURES, PANELS, PRESETS, grid, measure, output_folder, presets_of, publish
 from .page import write_page
-from .published import INDEPENDENT, describe, keep_described, read_described
+from .published import INDEPENDENT, MACHINES, describe, keep_described, read_described
 from .statistics import examples_needed, summary, tidy
 from dsbs.records import (
     Folders,
@@ -345,8 +345,9 @@ def make_results(
 # %% ../../nbs/evidence/42_reporting.ipynb #1ef489d0
 def made_from(path: Path, wanted: Reproduction) -> str:
     "A hash of what an executed notebook follows from."
-    tables = (wanted.folders.reports / name for name in ('datasets.jsonl', INDEPENDENT))
-    code, results = (project_root() / 'dsbs').rglob('*.py'), (wanted.target / 'results').glob('*.jsonl')
+    reports, code = wanted.folders.reports, (project_root() / 'dsbs').rglob('*.py')
+    results = [*(wanted.target / 'results').glob('*.jsonl'), *(reports / MACHINES).glob('*.jsonl')]
+    tables = (reports / name for name in ('datasets.jsonl', INDEPENDENT))
     sources = [path, *sorted(code), *sorted(results), *(table for table in tables if table.is_file())]
     return hash_json([wanted.preset] + [[source.name, hash_file(source)] for source in sources])
 

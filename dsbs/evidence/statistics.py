@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['TIDY', 'HOLDS', 'FAILS', 'EQUIVALENT', 'UNDECIDED', 'NOT_COMPARABLE', 'SEEDS_AT_A_LOOK', 'LOOK_LEVEL', 'SEEDS_RULE',
-           'POWER', 'MOST_MORE', 'PARTS', 'SPLIT_DRAWS', 'UNTOLD_AT_MOST', 'mean_interval', 'from_bits', 'run_row',
-           'examples_asked', 'tidy', 'example_frame', 'summary', 'Gain', 'satterthwaite', 'crossed_gain',
-           'binomial_variance', 'gain_over_seeds', 'unpaired_gain', 'Differences', 'bits_by_seed', 'shared_questions',
-           'paired_differences', 'mean_differences', 'gain_row', 'paired_gains', 'line_of', 'line_of_no_gain',
-           'line_of_all', 'line_of_any', 'holm', 'verdicts', 'looked_twice', 'more_seeds', 'chance_limit', 'at_chance',
-           'Leaving', 'leaving', 'gain_parts', 'drawn_again', 'variance_drawn', 'part_gains', 'split_gain',
-           'share_leaving', 'examples_needed', 'smallest_and_least']
+           'POWER', 'MOST_MORE', 'PARTS', 'SPLIT_DRAWS', 'UNTOLD_AT_MOST', 'NUMBERS', 'MOVES', 'mean_interval',
+           'from_bits', 'run_row', 'examples_asked', 'tidy', 'example_frame', 'summary', 'Gain', 'satterthwaite',
+           'crossed_gain', 'binomial_variance', 'gain_over_seeds', 'unpaired_gain', 'Differences', 'bits_by_seed',
+           'shared_questions', 'paired_differences', 'mean_differences', 'gain_row', 'paired_gains', 'line_of',
+           'line_of_no_gain', 'line_of_all', 'line_of_any', 'holm', 'verdicts', 'looked_twice', 'more_seeds',
+           'chance_limit', 'at_chance', 'Leaving', 'leaving', 'gain_parts', 'drawn_again', 'variance_drawn',
+           'part_gains', 'split_gain', 'share_leaving', 'examples_needed', 'smallest_and_least', 'run_move',
+           'run_moves', 'mean_move', 'gain_move']
 
 # %% ../../nbs/evidence/33_statistics.ipynb #7ee642ea
 import math
@@ -590,3 +591,46 @@ def smallest_and_least(
             n=int(least['n']),
         )
     return dict(student=None, parameters=None, n_train=None, accuracy=None, of=whole, n=0)
+
+# %% ../../nbs/evidence/33_statistics.ipynb #33000091
+NUMBERS = ('metrics', 'evaluations', 'history', 'correct')  # Of a record: what training and answering decide
+MOVES = ('task', 'method', 'seed', 'here', 'there', 'moved', 'equal')
+
+
+def run_move(here: dict, there: dict) -> dict:  # Columns `MOVES`
+    "How far a run's test accuracy moves, in points, between its records of two machines."
+    spec, sides = here['spec'], [r['metrics']['test_accuracy'] for r in (here, there)]
+    equal = all(here.get(name) == there.get(name) for name in NUMBERS)
+    return {name: spec[name] for name in MOVES[:3]} | dict(
+        here=sides[0], there=sides[1], moved=sides[1] - sides[0], equal=equal
+    )
+
+
+def run_moves(
+    here: dict[str, dict],  # Settings -> record, from `experiments.read_results`
+    there: dict[str, dict],  # The same from another machine
+) -> pd.DataFrame:  # Columns `MOVES`; accuracies in percent
+    "Each run that both have."
+    return pd.DataFrame([run_move(r, there[s]) for s, r in here.items() if s in there], columns=MOVES)
+
+# %% ../../nbs/evidence/33_statistics.ipynb #33000094
+def mean_move(
+    here: Sequence[float],  # One for each seed
+    there: Sequence[float],  # The same seeds on another machine
+) -> dict:  # here, there (means), moved, error (standard error of the mean here; NaN for one seed), n
+    "How far a mean over seeds moves, beside its standard error."
+    (mean, _, error), other = mean_interval(here), float(np.mean(there))
+    return dict(here=mean, there=other, moved=other - mean, error=error, n=len(here))
+
+
+def gain_move(here: Gain, there: Gain) -> dict:
+    "gain, low, high and verdict on both machines; n; whether sign and verdict move, and whether it leaves the interval."
+    names = ('gain', 'low', 'high', 'verdict')
+    ours, other = gain_row(here), gain_row(there)
+    both = {f'{name}_{where}': row[name] for where, row in (('here', ours), ('there', other)) for name in names}
+    return both | dict(
+        n=here.seeds,
+        sign_moved=here.mean * there.mean < 0,
+        outside=there.mean < ours['low'] or there.mean > ours['high'],
+        verdict_moved=ours['verdict'] != other['verdict'],
+    )

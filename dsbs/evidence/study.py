@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['STAND_IN', 'TERMS', 'FEW_SHOT', 'EMBEDDED_TERM', 'APART', 'AXES_OF_RUNS', 'UNITS', 'VERDICT', 'SHARED', 'NUMBERS',
-           'TWO_METHODS', 'STARTS_SHOWN', 'TRIED', 'DESCRIBED', 'TIMED', 'COSTS', 'FigureAsked', 'Planned', 'Text',
-           'explained', 'as_table', 'Measured', 'beside_of', 'axes_of', 'at_common_size', 'Drawn', 'maps_figure',
-           'headline_figure', 'learning_figure', 'independent_panel', 'points_text', 'gain_lines', 'claim_lines',
-           'Judged', 'Study', 'with_both', 'own_starts', 'independent_starts', 'splits', 'start_panels', 'span_text',
-           'split_table', 'part_words', 'split_lines', 'searched_runs', 'settings_shares', 'controls_shares',
-           'independent_shares', 'draw_as', 'described', 'data_table', 'teacher_table', 'answer_times', 'cost_figure']
+           'TWO_METHODS', 'STARTS_SHOWN', 'TRIED', 'DESCRIBED', 'TIMED', 'COSTS', 'FAR', 'FigureAsked', 'Planned',
+           'Text', 'explained', 'as_table', 'Measured', 'beside_of', 'axes_of', 'at_common_size', 'Drawn',
+           'maps_figure', 'headline_figure', 'learning_figure', 'independent_panel', 'points_text', 'gain_lines',
+           'claim_lines', 'Judged', 'Study', 'with_both', 'own_starts', 'independent_starts', 'splits', 'start_panels',
+           'span_text', 'split_table', 'part_words', 'split_lines', 'searched_runs', 'settings_shares',
+           'controls_shares', 'independent_shares', 'draw_as', 'described', 'data_table', 'teacher_table',
+           'answer_times', 'cost_figure', 'published_quick', 'machine_facts', 'machine_moves', 'run_line', 'mean_line',
+           'gain_line', 'machine_lines', 'machines_figure']
 
 # %% ../../nbs/evidence/39_study.ipynb #6a366deb
 from collections.abc import Callable, Sequence
@@ -48,8 +50,11 @@ from dsbs.evidence.plotting import (
     accuracy_table,
     cost_lines,
     curves_in,
+    gain_names,
     headline_bars,
     learning_curves,
+    machine_dots,
+    machine_gains,
     panels_figure,
     passing_map,
     rows_figure,
@@ -64,15 +69,19 @@ from dsbs.evidence.published import (
     INDEPENDENT_FIGURES,
     PAPER_TABLES,
     REPRODUCTIONS,
+    Moves,
     RunsShown,
     at_usual_rate,
+    compare_machines,
     describe,
     differences,
     keep_described,
     known_beside,
+    made_on,
     places_of,
     read_described,
     read_independent,
+    read_machines,
     shown_runs,
     teacher_lines,
 )
@@ -89,6 +98,7 @@ from dsbs.evidence.statistics import (
     tidy,
 )
 from ..records import find_folders, one_of, read_jsonl, write_jsonl
+from ..runs.experiments import read_results
 from ..runs.specs import ADDED, RunSpec
 
 # %% ../../nbs/evidence/39_study.ipynb #3130fb6c
@@ -759,4 +769,90 @@ def cost_figure(costs: pd.DataFrame) -> plt.Figure:
     "The time of an answer."
     fig, ax = plt.subplots(figsize=(4.6, 2.8), layout='constrained')
     cost_lines(ax, costs)
+    return fig
+
+# %% ../../nbs/evidence/39_study.ipynb #39200002
+def published_quick(study: Study) -> dict[str, dict]:  # Settings -> record
+    "The published runs of preset `quick`."
+    return read_results(study.folders.reports / 'results' / 'quick.jsonl')
+
+
+def machine_facts(study: Study) -> pd.DataFrame:  # A column for each machine
+    "What made the published runs of preset `quick`, and those of other machines."
+    here, others = published_quick(study), read_machines(study.folders.reports)
+    facts = {
+        name: dict(runs=len(some), published_too=len(set(some) & set(here))) | made_on(some.values())
+        for name, some in (dict(published=here) | others).items()
+    }
+    return pd.DataFrame(facts).astype(object).fillna('')
+
+
+def machine_moves(study: Study) -> dict[str, Moves]:  # By machine; none where no run was made on two
+    "How far runs, means and gains of other machines are from those published."
+    here = published_quick(study)
+    others = {name: there for name, there in read_machines(study.folders.reports).items() if set(here) & set(there)}
+    return {name: compare_machines(here, there) for name, there in others.items()}
+
+# %% ../../nbs/evidence/39_study.ipynb #39200005
+FAR = 5  # Points
+
+
+def run_line(runs: pd.DataFrame) -> str:
+    "How far runs move; `runs` as in `Moves`."
+    far, moved = (runs['moved'].abs() > FAR).sum(), runs['moved']
+    return (
+        f'{len(runs)} runs on both machines: {runs["equal"].sum()} equal in all numbers, {far} more than {FAR} points '
+        f'apart, {moved.abs().max():.1f} at most; {moved.mean():+.1f} on average.'
+    )
+
+
+def mean_line(means: pd.DataFrame) -> str:
+    "How far means move; `means` as in `Moves`."
+    beyond = (means['moved'].abs() > means['error']).sum()
+    return (
+        f'{len(means)} means over seeds: {beyond} move by more than their standard error, '
+        f'{means["moved"].abs().max():.1f} points at most.'
+    )
+
+
+def gain_line(gains: pd.DataFrame) -> str:
+    "How far gains move; `gains` as in `Moves`."
+    sign, outside, verdict = (int(gains[name].sum()) for name in ('sign_moved', 'outside', 'verdict_moved'))
+    moved = gains[gains['verdict_moved']]
+    changes = zip(gain_names(moved), moved['verdict_here'], moved['verdict_there'], strict=True)
+    named = '; '.join(f'{name}: {here} as published, {there} there' for name, here, there in changes)
+    return (
+        f'{len(gains)} gains of step-by-step: {sign} of another sign, {outside} outside the published interval, '
+        f'{verdict} with another verdict{f" ({named})" if named else ""}.'
+    )
+
+# %% ../../nbs/evidence/39_study.ipynb #39200007
+def machine_lines(
+    moves: dict[str, Moves],  # From `machine_moves`
+) -> Text:
+    "What was counted, a list for each machine."
+    parts = []
+    for name, m in moves.items():
+        parts += [f'**{name}**\n', f'- {run_line(m.runs)}']
+        parts += [f'- {mean_line(m.means)}'] if len(m.means) else []
+        parts += [f'- {gain_line(m.gains)}\n'] if len(m.gains) else ['']
+    return Text('\n'.join(parts))
+
+
+def machines_figure(
+    moves: dict[str, Moves],  # From `machine_moves`; one machine or more
+) -> plt.Figure:
+    "Runs and gains here and there, a row for each machine."
+    tall = [max(2.8, 0.8 + 0.19 * len(m.gains)) for m in moves.values()]
+    shape = dict(width_ratios=[1, 1.3], height_ratios=tall)
+    fig, axes = plt.subplots(
+        len(moves), 2, figsize=(8.4, 0.6 + sum(tall)), layout='constrained', squeeze=False, **shape
+    )
+    for (left, right), (name, m) in zip(axes, moves.items(), strict=True):
+        machine_dots(left, m.runs, name)
+        if len(m.gains):
+            machine_gains(right, m.gains, name)
+        else:
+            right.set_axis_off()
+    shared_legend(fig, axes.flat, ncols=3)
     return fig
