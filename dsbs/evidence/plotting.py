@@ -755,7 +755,7 @@ def cost_lines(
     ax.set_title('One thread, batches of 64', loc='left')
     return ax
 
-# %% ../../nbs/evidence/38_plotting.ipynb #38200002
+# %% ../../nbs/evidence/38_plotting.ipynb #38400002
 def machine_dots(
     ax: plt.Axes,
     runs: pd.DataFrame,  # From `statistics.run_moves`
@@ -773,7 +773,7 @@ def machine_dots(
     ax.set_title(f'{len(runs)} runs', loc='left')
     return ax
 
-# %% ../../nbs/evidence/38_plotting.ipynb #38200005
+# %% ../../nbs/evidence/38_plotting.ipynb #38400005
 def gain_names(gains: pd.DataFrame) -> list[str]:
     "Data, size, student, and what step-by-step is compared with."
     columns = ['panel', 'n_train', 'student', 'against']

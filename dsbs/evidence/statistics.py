@@ -624,7 +624,7 @@ def mean_move(
 
 
 def gain_move(here: Gain, there: Gain) -> dict:
-    "gain, low, high and verdict on both machines; n; whether sign and verdict move, and whether it leaves the interval."
+    "gain, low, high and verdict on both machines; n; whether sign and verdict move, whether it leaves the interval."
     names = ('gain', 'low', 'high', 'verdict')
     ours, other = gain_row(here), gain_row(there)
     both = {f'{name}_{where}': row[name] for where, row in (('here', ours), ('there', other)) for name in names}

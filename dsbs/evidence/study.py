@@ -771,7 +771,7 @@ def cost_figure(costs: pd.DataFrame) -> plt.Figure:
     cost_lines(ax, costs)
     return fig
 
-# %% ../../nbs/evidence/39_study.ipynb #39200002
+# %% ../../nbs/evidence/39_study.ipynb #39400002
 def published_quick(study: Study) -> dict[str, dict]:  # Settings -> record
     "The published runs of preset `quick`."
     return read_results(study.folders.reports / 'results' / 'quick.jsonl')
@@ -793,7 +793,7 @@ def machine_moves(study: Study) -> dict[str, Moves]:  # By machine; none where n
     others = {name: there for name, there in read_machines(study.folders.reports).items() if set(here) & set(there)}
     return {name: compare_machines(here, there) for name, there in others.items()}
 
-# %% ../../nbs/evidence/39_study.ipynb #39200005
+# %% ../../nbs/evidence/39_study.ipynb #39400005
 FAR = 5  # Points
 
 
@@ -801,8 +801,8 @@ def run_line(runs: pd.DataFrame) -> str:
     "How far runs move; `runs` as in `Moves`."
     far, moved = (runs['moved'].abs() > FAR).sum(), runs['moved']
     return (
-        f'{len(runs)} runs on both machines: {runs["equal"].sum()} equal in all numbers, {far} more than {FAR} points '
-        f'apart, {moved.abs().max():.1f} at most; {moved.mean():+.1f} on average.'
+        f'Runs on both machines: {len(runs)}, of which {runs["equal"].sum()} equal in all numbers and {far} more than '
+        f'{FAR} points apart; at most {moved.abs().max():.1f}, on average {moved.mean():+.1f}.'
     )
 
 
@@ -810,8 +810,8 @@ def mean_line(means: pd.DataFrame) -> str:
     "How far means move; `means` as in `Moves`."
     beyond = (means['moved'].abs() > means['error']).sum()
     return (
-        f'{len(means)} means over seeds: {beyond} move by more than their standard error, '
-        f'{means["moved"].abs().max():.1f} points at most.'
+        f'Means over seeds: {len(means)}, of which {beyond} move by more than their standard error; '
+        f'at most {means["moved"].abs().max():.1f} points.'
     )
 
 
@@ -820,13 +820,13 @@ def gain_line(gains: pd.DataFrame) -> str:
     sign, outside, verdict = (int(gains[name].sum()) for name in ('sign_moved', 'outside', 'verdict_moved'))
     moved = gains[gains['verdict_moved']]
     changes = zip(gain_names(moved), moved['verdict_here'], moved['verdict_there'], strict=True)
-    named = '; '.join(f'{name}: {here} as published, {there} there' for name, here, there in changes)
+    named = '; '.join(f'{name} ({here} as published, {there} there)' for name, here, there in changes)
     return (
-        f'{len(gains)} gains of step-by-step: {sign} of another sign, {outside} outside the published interval, '
-        f'{verdict} with another verdict{f" ({named})" if named else ""}.'
+        f'Gains of step-by-step: {len(gains)}, of which {sign} of another sign, {outside} outside the published '
+        f'interval, {verdict} with another verdict{f": {named}" if named else ""}.'
     )
 
-# %% ../../nbs/evidence/39_study.ipynb #39200007
+# %% ../../nbs/evidence/39_study.ipynb #39400007
 def machine_lines(
     moves: dict[str, Moves],  # From `machine_moves`
 ) -> Text:
