@@ -9,11 +9,11 @@ __all__ = ['PLACE_HEADS', 'USUAL_PLACE', 'Places', 'SCALES', 'VERDICT_MARKS', 'T
            'table_groups', 'table_by_place', 'curves_of', 'table_by_curve', 'number_table', 'number_tables', 'Picture',
            'picture', 'images_of', 'panel_note', 'panel_notes', 'making', 'published_numbers', 'two_digits',
            'paper_table', 'paper_remark', 'others_table', 'others_by_share', 'others_tables', 'dataset_sizes',
-           'measured_here', 'alt_text', 'figure_section', 'verdict_mark', 'effect_text', 'effect_number', 'claim_line',
-           'claims_by_id', 'claims_section', 'text_cell', 'open_choices', 'teacher_in_record', 'teachers_of',
-           'teacher_row', 'teacher_tables', 'Shown', 'recorded_answers', 'examples_of', 'example_card', 'answer_mark',
-           'examples_by_task', 'content_policy', 'page_facts', 'page_contents', 'measured_figure', 'page_html',
-           'write_page']
+           'measured_here', 'alt_text', 'figure_section', 'verdict_mark', 'effect_text', 'effect_number', 'more_text',
+           'claim_line', 'claims_by_id', 'claims_section', 'text_cell', 'open_choices', 'teacher_in_record',
+           'teachers_of', 'teacher_row', 'teacher_tables', 'Shown', 'recorded_answers', 'examples_of', 'example_card',
+           'answer_mark', 'examples_by_task', 'content_policy', 'page_facts', 'page_contents', 'measured_figure',
+           'page_html', 'write_page']
 
 # %% ../../nbs/evidence/41_page.ipynb #09f2acee
 import base64
@@ -540,8 +540,9 @@ def figure_section(
 VERDICT_MARKS = {  # verdict -> its sign, and its kind for the style sheet
     'holds': ('✓', 'yes'),
     'does not hold': ('✗', 'no'),
+    'equivalent': ('=', 'yes'),
     'undecided': ('?', 'maybe'),
-    'not tested at this scale': ('–', 'untested'),
+    'not comparable at this scale': ('–', 'untested'),
 }
 
 
@@ -569,6 +570,15 @@ def effect_number(value: float, unit: str) -> str:
     return f'{round(value, 1) + 0:+.1f}'.replace('-', '−')
 
 # %% ../../nbs/evidence/41_page.ipynb #f35a64ed
+def more_text(line: dict) -> str:  # `line`: from `claims.judge`; empty where there is nothing to say
+    "The margin of a line, and what would decide it."
+    margin, more = line.get('margin'), line.get('more')
+    words = [f'margin: {margin:g} points'] if margin else []
+    if more:
+        words.append(f'{more} more seeds would decide')
+    return ', '.join(words)
+
+
 def claim_line(line: dict) -> dict:  # `line`: from `claims.judge`
     "What the page shows of a claim's verdict on one dataset."
     detail = line.get('detail') or ''
@@ -579,7 +589,7 @@ def claim_line(line: dict) -> dict:  # `line`: from `claims.judge`
         effect=effect_text(line),
         n=line.get('n') or '',
         detail=detail,
-        parts=[part for part in detail.split('; ') if part],
+        parts=[part for part in (*detail.split('; '), more_text(line)) if part],
         attributes={
             'data-claim': line['id'],
             'data-verdict': line['verdict'],
@@ -589,22 +599,22 @@ def claim_line(line: dict) -> dict:  # `line`: from `claims.judge`
 
 # %% ../../nbs/evidence/41_page.ipynb #5ebbe5fb
 def claims_by_id(claims: Sequence[dict]) -> list[dict]:  # Each with id, where, text, figure and lines
-    "The claims, each with its lines."
+    "The claims, each with its lines; first those that runs can judge."
     by_id = {}
     for line in claims:
         figure = line.get('figure') if line.get('figure') in FIGURES else ''
         claim = dict(id=line['id'], where=line['where'], text=line['text'], figure=figure, lines=[])
         by_id.setdefault(line['id'], claim)['lines'].append(claim_line(line))
-    return list(by_id.values())
+    return sorted(by_id.values(), key=lambda claim: not any(line['n'] for line in claim['lines']))
 
 # %% ../../nbs/evidence/41_page.ipynb #ce6c98ba
 TEMPLATES['claim'] = """
 {% from 'pieces' import badge, verdict %}
-{% set untested = c.lines|selectattr('verdict.kind', 'eq', 'untested')|list %}
+{% set unanswered = c.lines|rejectattr('n')|list %}
 <tbody>
 <tr id="claim-{{ c.id }}"><th colspan="6" scope="rowgroup">{{ badge(c.where, c.figure) }}
 <span dir="auto">{{ c.text }}</span></th></tr>
-{% for l in c.lines if l not in untested %}
+{% for l in c.lines if l.n %}
 <tr{{ l.attributes|xmlattr }}>
 <td data-label="Scale">{{ l.preset }}</td><td data-label="Data">{{ l.data }}</td>
 <td data-label="Verdict">{{ verdict(l.verdict) }}</td><td data-label="Effect">{{ l.effect }}</td>
@@ -612,11 +622,12 @@ TEMPLATES['claim'] = """
 {%- for part in l.parts %}<span class="part">{{ part }}</span>{% endfor %}</td>
 </tr>
 {% endfor %}
-{% if untested %}
-<tr><td colspan="6"><details><summary>{{ untested[0].verdict.name }}: {{ untested|length }}</summary>
+{% if unanswered %}
+<tr><td colspan="6"><details><summary>Without an answer: {{ unanswered|length }}</summary>
 <ul>
-{% for l in untested %}
-<li{{ l.attributes|xmlattr }}>{{ l.preset }}, {{ l.data }}{% if l.detail %}: {{ l.detail }}{% endif %}</li>
+{% for l in unanswered %}
+<li{{ l.attributes|xmlattr }}>{{ l.preset }}, {{ l.data }}: {{ l.verdict.name }}
+{%- if l.detail %} ({{ l.detail }}){% endif %}</li>
 {% endfor %}
 </ul></details></td></tr>
 {% endif %}
@@ -629,8 +640,9 @@ TEMPLATES['claims'] = """
 {% from 'pieces' import nothing, verdict %}
 <section id="claims">
 <h2>Does it hold?</h2>
-<p>Each claim of the paper, tried on each dataset at each scale. A verdict needs 95% intervals, of differences paired
-over seeds, that exclude zero; one seed decides nothing. An effect stands with its interval.
+<p>A claim is a question to a scale. The paper's are asked of runs at the paper's scale, and are not comparable
+elsewhere; our own about the embedded benchmark and e-SNLI were written down before the runs. A verdict counts seeds and
+test questions, and is corrected for all lines of a scale. An effect stands with its 95% interval.
 {{ claims|length }} claims, {{ lines }} lines:</p>
 <ul class="tally">
 {% for mark, count in tally %}<li><b>{{ count }}</b> {{ verdict(mark) }}</li>{% endfor %}

@@ -391,9 +391,9 @@ def _reproduce(args):
 # %% ../../nbs/tools/46_cli.ipynb #f218b5d0
 @command(
     'claims',
-    'every claim of the paper, judged by the published records',
+    "every claim, the paper's and our own, judged by the published records and by other people's runs",
     claims_text,
-    argument('--preset', help='quick, standin or paper (default: all)'),
+    argument('--preset', help='embedded, quick, standin, independent or paper (default: all)'),
     argument('--reports', metavar='DIR', help='folder of the reports (default: reports/)'),
 )
 def _claims(args):

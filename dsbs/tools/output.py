@@ -163,16 +163,20 @@ def _effect(claim):
     if not claim['interval']:
         return claim['detail']
     low, high = claim['interval']
-    return f'{claim["effect"]:+.1f} [{low:.1f}, {high:.1f}] {claim["unit"]}, n = {claim["n"]}'
+    margin = f', margin {claim["margin"]:g}' if claim['margin'] else ''
+    return f'{claim["effect"]:+.1f} [{low:.1f}, {high:.1f}] {claim["unit"]}{margin}, n = {claim["n"]}'
 
 
 def claims_text(
     rows: Sequence[dict],  # From `claims.judge`
 ) -> str:
     "The claims as a table."
-    head = ['claim', 'where', 'preset', 'data', 'verdict', 'effect with its 95% interval, or why there is none']
-    cells = [[r[name] for name in ('id', 'where', 'preset', 'data', 'verdict')] + [_effect(r)] for r in rows]
-    return aligned([head, *cells])
+    head = ['claim', 'where', 'preset', 'data', 'verdict', 'p', 'more seeds']
+    cells = [
+        [r[name] for name in ('id', 'where', 'preset', 'data', 'verdict', 'p', 'more')] + [_effect(r)] for r in rows
+    ]
+    cells = [['' if value is None else value for value in row] for row in cells]
+    return aligned([[*head, 'effect with its 95% interval, or why there is none'], *cells])
 
 # %% ../../nbs/tools/45_output.ipynb #5c66437c
 def data_text(

@@ -70,7 +70,7 @@ CLAIMS = [
     CLAIM,
     CLAIM | dict(data='heavier', verdict='does not hold', effect=-3.0, interval=[-5.0, -1.0]),
     CLAIM | dict(id='fig5', verdict='undecided', effect=0.2, interval=[-1.0, 1.4]),
-    CLAIM | dict(preset='paper', data='cqa', verdict='not tested at this scale', effect=None, interval=None, n=0),
+    CLAIM | dict(preset='paper', data='cqa', verdict='not comparable at this scale', effect=None, interval=None, n=0),
 ]
 
 
@@ -268,7 +268,7 @@ def test_teachers_sizes_and_times_are_those_of_the_records(tmp_path):
     assert f'{len(rows)} runs, {sum(r["time"]["seconds"] for r in rows) / 60:.1f} CPU minutes' in parsed.text
 
 
-def test_claims_come_first_and_what_was_not_tested_is_folded(small):
+def test_claims_come_first_and_what_cannot_be_compared_is_folded(small):
     text = page_html(small, CLAIMS)
     parsed = Cells(text)
     assert text.index('id="claims"') < text.index('id="fig1_headline"') < text.index('id="open"')
@@ -276,7 +276,7 @@ def test_claims_come_first_and_what_was_not_tested_is_folded(small):
     assert [(a['data-claim'], a['data-verdict']) for a in lines] == [
         (CLAIMS[i]['id'], CLAIMS[i]['verdict']) for i in (0, 1, 3, 2)
     ]
-    assert [name for name, a in parsed.tags if a.get('data-verdict') == 'not tested at this scale'] == ['li']
+    assert [name for name, a in parsed.tags if a.get('data-verdict') == 'not comparable at this scale'] == ['li']
     assert '+8.2 points [+5.1, +11.4]' in text and '−3.0 points' in text
 
 
