@@ -35,7 +35,7 @@ from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
 from ..data.tasks import load_task
-from .claims import judge
+from .claims import VERDICTS, judge
 from .grids import FIGURES, PANELS, PRESETS, grid, measure, output_folder, presets_of, publish
 from .page import write_page
 from .published import INDEPENDENT, MACHINES, describe, keep_described, read_described
@@ -495,8 +495,8 @@ def headline(
 def verdicts(
     rows: list[dict],  # From `claims.judge`
 ) -> str:  # Markdown
-    "How many of the paper's claims hold, by scale."
-    kinds = ['holds', 'does not hold', 'undecided', 'not tested at this scale']
+    "How many lines have each verdict, by scale."
+    kinds = list(VERDICTS)
     counts = pd.crosstab([r['preset'] for r in rows], [r['verdict'] for r in rows]).reindex(columns=kinds, fill_value=0)
     presets = dict.fromkeys(r['preset'] for r in rows)
     return markdown_table(['scale', *kinds], [[f'`{p}`', *map(str, counts.loc[p])] for p in presets])

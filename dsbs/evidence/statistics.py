@@ -8,14 +8,14 @@ __all__ = ['TIDY', 'HOLDS', 'FAILS', 'EQUIVALENT', 'UNDECIDED', 'NOT_COMPARABLE'
            'from_bits', 'run_row', 'examples_asked', 'tidy', 'example_frame', 'summary', 'Gain', 'satterthwaite',
            'crossed_gain', 'binomial_variance', 'gain_over_seeds', 'unpaired_gain', 'Differences', 'bits_by_seed',
            'shared_questions', 'paired_differences', 'mean_differences', 'gain_row', 'paired_gains', 'line_of',
-           'line_of_no_gain', 'line_of_all', 'line_of_any', 'holm', 'verdicts', 'looked_twice', 'more_seeds',
-           'chance_limit', 'at_chance', 'Leaving', 'leaving', 'gain_parts', 'drawn_again', 'variance_drawn',
-           'part_gains', 'split_gain', 'share_leaving', 'examples_needed', 'smallest_and_least', 'run_move',
-           'run_moves', 'mean_move', 'gain_move']
+           'line_of_no_gain', 'line_of_all', 'line_of_any', 'holm', 'p_values', 'verdicts', 'looked_twice',
+           'more_seeds', 'chance_limit', 'at_chance', 'Leaving', 'leaving', 'gain_parts', 'drawn_again',
+           'variance_drawn', 'part_gains', 'split_gain', 'share_leaving', 'examples_needed', 'smallest_and_least',
+           'run_move', 'run_moves', 'mean_move', 'gain_move']
 
 # %% ../../nbs/evidence/33_statistics.ipynb #7ee642ea
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -382,16 +382,22 @@ SEEDS_RULE = (
 )
 
 
-def verdicts(
+def p_values(
     lines: Sequence[dict[str, float] | None],  # Of one scale; None: not comparable there
+) -> list[float | None]:
+    "Each line's p-value, in both directions, after Holm's steps over all of them."
+    adjusted = iter(holm([min(1.0, 2 * min(line.values())) for line in lines if line is not None]))
+    return [None if line is None else next(adjusted) for line in lines]
+
+
+def verdicts(
+    lines: Sequence[dict[str, float] | None],  # As for `p_values`
     level: float = LOOK_LEVEL,
 ) -> list[str]:
     "A verdict on each line, with Holm over all of them."
-    asked = [line for line in lines if line is not None]
-    adjusted = iter(holm([min(1.0, 2 * min(line.values())) for line in asked]))
     found = []
-    for line in lines:
-        decided = line is not None and next(adjusted) <= level
+    for line, p in zip(lines, p_values(lines), strict=True):
+        decided = line is not None and p <= level
         found.append(min(line, key=line.get) if decided else NOT_COMPARABLE if line is None else UNDECIDED)
     return found
 
@@ -399,12 +405,13 @@ def verdicts(
 def looked_twice(
     first: Sequence[dict[str, float] | None],  # The lines with the first seeds
     second: Sequence[dict[str, float] | None],  # The same lines with all seeds
-) -> list[str]:
-    "The first look's verdict where it has one; else the second's, among the lines that were undecided."
-    found = verdicts(first)
-    again = [i for i, verdict in enumerate(found) if verdict == UNDECIDED]
-    for i, verdict in zip(again, verdicts([second[i] for i in again]), strict=True):
-        found[i] = verdict
+    of: Callable = verdicts,  # Or `p_values`
+) -> list:
+    "What the first look says of a line where it decides; else the second, among the lines that were undecided."
+    found = list(of(first))
+    again = [i for i, verdict in enumerate(verdicts(first)) if verdict == UNDECIDED]
+    for i, value in zip(again, of([second[i] for i in again]), strict=True):
+        found[i] = value
     return found
 
 # %% ../../nbs/evidence/33_statistics.ipynb #33000078
@@ -420,7 +427,7 @@ def more_seeds(
     of_seeds = (gain.error**2 - gain.lasting**2) * gain.seeds
     for n in range(gain.seeds + 1, gain.seeds + MOST_MORE + 1):
         reach = stats.t.ppf(1 - level / 2, n - 1) + stats.t.ppf(POWER, n - 1)
-        if abs(gain.mean - value) >= reach * math.sqrt(of_seeds / n + gain.lasting**2):
+        if abs(gain.mean - value) > reach * math.sqrt(of_seeds / n + gain.lasting**2):
             return n - gain.seeds
     return None
 

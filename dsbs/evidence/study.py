@@ -439,17 +439,18 @@ def gain_lines(
 def claim_lines(
     verdicts: pd.DataFrame,  # From `Study.verdicts`
 ) -> list[str]:
-    "Each claim, and its verdict on each dataset where runs can judge it."
+    "Each claim that runs can judge, and its verdict on each dataset at each scale."
     texts, found = {c.id: c.text for c in CLAIMS}, []
-    for name, some in verdicts[verdicts['data'] != ''].groupby('id', sort=False):
+    for name, some in verdicts[verdicts['n'] > 0].groupby('id', sort=False):
         parts = [
-            f'{verdict.capitalize()} on {"; ".join(s["data"])}' for verdict, s in some.groupby('verdict', sort=False)
+            f'{verdict.capitalize()} on {"; ".join(s["data"] + " (" + s["preset"] + ")")}'
+            for verdict, s in some.groupby('verdict', sort=False)
         ]
         found.append(f'- *{texts[name].rstrip(".")}.* {". ".join(parts)}.')
     return found
 
 # %% ../../nbs/evidence/39_study.ipynb #fe3b0b33
-VERDICT = ('id', 'preset', 'data', 'verdict', 'effect', 'unit', 'interval', 'n', 'detail')
+VERDICT = ('id', 'preset', 'data', 'verdict', 'effect', 'unit', 'interval', 'n', 'margin', 'p', 'more', 'detail')
 
 
 class Judged(Drawn):
@@ -468,7 +469,7 @@ class Judged(Drawn):
         return gains.assign(against=gains['against'].map(lambda c: LOOKS[c].name)).round(1)
 
     def verdicts(self) -> pd.DataFrame:
-        "What the runs say of the paper's claims."
+        "What the runs say of the claims about this figure: the paper's, and our own."
         if self.changes or self.preset not in (*JUDGED, 'recorded'):
             return pd.DataFrame(columns=VERDICT)
         place = self.folders.reports if self.preset == 'recorded' else self.out
