@@ -234,7 +234,7 @@ def quick_setups() -> dict[str, Setup]:  # panel -> setup
     )
     others = {task: embedded_setup(task, seeds=(0, 1, 2)) for task in ('same_kind', 'weight_untold')}
     return dict(
-        quick_same_kind=replace(others['same_kind'], sizes=(200, 300), size=200),
+        quick_same_kind=replace(others['same_kind'], sizes=(100, 200), size=200),
         quick_heavier_than=heavier_than,
         quick_weight_untold=replace(others['weight_untold'], sizes=(160,), size=160),
     )
