@@ -4,17 +4,18 @@
 
 # %% auto #0
 __all__ = ['TRAINED_WITH', 'CONTENTS', 'FORMATS', 'SEARCH', 'EMBEDDED_BASE', 'UPDATES', 'VALIDATIONS', 'ROUNDS', 'N_FINALISTS',
-           'SIZES', 'CONTROLS_AT', 'FINALISTS', 'CHOSEN', 'EMBEDDED_SEEDS', 'SIMULATED', 'SHARES_BASE', 'PRETRAINED',
-           'GPT_NEOX', 'SETUPS', 'SHARED_TERM', 'EMBEDDED_PANELS', 'QUICK_PANELS', 'STANDIN_PANELS', 'PAPER_PANELS',
-           'TWO_EMBEDDED', 'ONE_QUICK', 'ON_ALL', 'ON_TWO', 'NOT_STANDIN', 'NOT_PAPER', 'PAPER_FIGURES', 'FIGURES',
-           'PUBLISHED', 'PRESETS', 'PANELS', 'MEASURED_HERE', 'with_seed', 'expand', 'distinct_values', 'runs_table',
-           'Setup', 'curve_of', 'longer', 'half_fraction', 'settings_tried', 'embedded_setup', 'full_setup',
-           'embedded_setups', 'quick_setups', 'shares_setup', 'standin_setups', 'paper_setup', 'paper_setups',
-           'own_setup', 'two_methods', 'data_size_human', 'with_added_rows', 'better_and_weaker_teacher',
-           'training_formats', 'content_changes', 'rationale_contents', 'rationale_weights', 'rationale_shares',
-           'compute_curves', 'decoder_prefix', 'search_runs', 'Figure', 'data_size_teacher', 'over_students',
-           'over_both', 'presets_of', 'drawn', 'few_steps', 'smoke_version', 'grid', 'specs_of', 'vary_curve', 'vary',
-           'find_or_make', 'measure', 'publish', 'missing', 'output_folder', 'published_beside', 'in_order']
+           'SIZES', 'FIRST_ROUND_AT', 'CONTROLS_AT', 'FINALISTS', 'CHOSEN', 'EMBEDDED_SEEDS', 'SIMULATED',
+           'SHARES_BASE', 'PRETRAINED', 'GPT_NEOX', 'SETUPS', 'SHARED_TERM', 'EMBEDDED_PANELS', 'QUICK_PANELS',
+           'STANDIN_PANELS', 'PAPER_PANELS', 'TWO_EMBEDDED', 'ONE_QUICK', 'ON_ALL', 'ON_TWO', 'NOT_STANDIN',
+           'NOT_PAPER', 'PAPER_FIGURES', 'FIGURES', 'PUBLISHED', 'PRESETS', 'PANELS', 'MEASURED_HERE', 'with_seed',
+           'expand', 'distinct_values', 'runs_table', 'Setup', 'curve_of', 'longer', 'half_fraction', 'settings_tried',
+           'embedded_setup', 'full_setup', 'embedded_setups', 'quick_setups', 'shares_setup', 'standin_setups',
+           'paper_setup', 'paper_setups', 'own_setup', 'two_methods', 'data_size_human', 'with_added_rows',
+           'better_and_weaker_teacher', 'training_formats', 'content_changes', 'rationale_contents',
+           'rationale_weights', 'rationale_shares', 'compute_curves', 'decoder_prefix', 'search_runs', 'Figure',
+           'data_size_teacher', 'over_students', 'over_both', 'presets_of', 'drawn', 'few_steps', 'smoke_version',
+           'grid', 'specs_of', 'vary_curve', 'vary', 'find_or_make', 'measure', 'publish', 'missing', 'output_folder',
+           'published_beside', 'in_order']
 
 # %% ../../nbs/evidence/34_grids.ipynb #a67d9f0c
 from collections.abc import Callable, Iterable, Sequence
@@ -163,8 +164,9 @@ def settings_tried(
 # %% ../../nbs/evidence/34_grids.ipynb #34b00002
 ROUNDS = ((100, 101), (102, 103, 104, 105))  # Seeds of the first round, and of the second
 N_FINALISTS = 3
-SIZES = {'same_kind': (100, 150, 200, 300), 'heavier_than': (80, 160, 320, 640)}  # Training examples
-CONTROLS_AT = dict(same_kind=200, heavier_than=160, weight_untold=160)  # Size of the first round, and of all controls
+SIZES = {'same_kind': (100, 200, 300, 400), 'heavier_than': (80, 160, 320, 640)}  # Training examples
+FIRST_ROUND_AT = {'same_kind': (200, 400), 'heavier_than': (160,)}
+CONTROLS_AT = dict(same_kind=200, heavier_than=160, weight_untold=160)
 FINALISTS = {  # task -> method -> names in `settings_tried`, best first
     task: {method: ('0.3/0.006/64/0/0.1',) for method in ('standard', 'step_by_step')} for task in SIZES
 }
@@ -234,7 +236,7 @@ def quick_setups() -> dict[str, Setup]:  # panel -> setup
     )
     others = {task: embedded_setup(task, seeds=(0, 1, 2)) for task in ('same_kind', 'weight_untold')}
     return dict(
-        quick_same_kind=replace(others['same_kind'], sizes=(100, 200), size=200),
+        quick_same_kind=replace(others['same_kind'], sizes=(200, 400), size=200),
         quick_heavier_than=heavier_than,
         quick_weight_untold=replace(others['weight_untold'], sizes=(160,), size=160),
     )
@@ -440,7 +442,7 @@ def search_runs(setup: Setup) -> dict[str, list[RunSpec]]:  # "method name" -> s
         base = replace(setup.standard, method=method)
         for name, settings in settings_tried(task).items():
             spec = replace(base, **settings)
-            specs = expand(spec, ROUNDS[0], n_train=(setup.size,))
+            specs = expand(spec, ROUNDS[0], n_train=FIRST_ROUND_AT[task])
             if name in FINALISTS[task][method]:
                 specs += expand(spec, ROUNDS[1], n_train=setup.sizes)
             curves[f'{method} {name}'] = specs
