@@ -258,6 +258,7 @@ def accuracy_curves(
     frame: pd.DataFrame,  # From `statistics.tidy`, of one panel
     x: str = 'n_train',  # One of `AXES`
     beside: Beside = Beside(),
+    errors: float = 1.0,  # Standard errors that a bar is long
 ) -> plt.Axes:
     "Draw mean accuracy with standard errors along an axis."
     good = finite(frame)
@@ -266,7 +267,7 @@ def accuracy_curves(
         good = good.assign(at=good[x].map(at), name=good['curve'].map(lambda c: LOOKS[c].name))
         markers, dashes = ({LOOKS[c].name: getattr(LOOKS[c], part) for c in curves} for part in ('marker', 'dashes'))
         drawn = dict(style='name', markers=markers, dashes=dashes, markeredgewidth=0, markersize=5.5, ax=ax)
-        bars = dict(errorbar='se', err_style='bars', err_kws=dict(capsize=2, elinewidth=1))
+        bars = dict(errorbar=('se', errors), err_style='bars', err_kws=dict(capsize=2, elinewidth=1))
         sns.lineplot(good, x='at', y='test_accuracy', **by_name(curves), **drawn, **bars)
         ax.get_legend().remove()
         hollow_points(ax, good, 'at', 'test_accuracy')
