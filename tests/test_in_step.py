@@ -77,10 +77,20 @@ def test_readme_is_in_step():
     assert (ROOT / 'README.md').read_text() == readme_text()
 
 
-def test_the_front_page_names_the_rooms_as_they_are():
-    from dsbs.tools.readme import rooms_table
+def test_the_front_page_and_the_plan_name_the_rooms_as_they_are():
+    from dsbs.tools.readme import rooms_table, wings_table
 
-    assert rooms_table() in (ROOT / 'README.md').read_text(), 'run nbs/index.ipynb again, then make export'
+    assert wings_table() in (ROOT / 'README.md').read_text(), 'run nbs/index.ipynb again, then make export'
+    plan = nbformat.read(next((ROOT / 'nbs' / 'tools').glob('*_readme.ipynb')), 4)
+    shown = [o.get('data', {}).get('text/markdown') for c in plan.cells for o in c.get('outputs', ())]
+    assert rooms_table() in shown, 'run the notebook of tools.readme again'
+
+
+def test_the_front_page_is_short_and_its_links_lead_somewhere():
+    text = (ROOT / 'README.md').read_text()
+    assert len(text.split()) <= 900
+    links = re.findall(r'\]\((?!https?:)([^)]+)\)', text)
+    assert len(links) > 10 and not [link for link in links if not (ROOT / link).is_file()]
 
 
 def test_conda_pins_equal_pip_pins():

@@ -340,7 +340,9 @@ def _workflow(wanted, engine, folder):
 # %% ../../nbs/tools/47_cli.ipynb #2b0fe3c5
 WHAT_TO_DRAW = (
     argument('names', nargs='*', metavar='NAME', help='figures, such as fig4 (default: all)'),
-    argument('--preset', default='quick', help='recorded, smoke, quick (default), prefix, standin, tune, own or paper'),
+    argument(
+        '--preset', default='quick', help='recorded, smoke, quick (default), embedded, standin, search, own or paper'
+    ),
     argument(
         '--workers',
         type=whole_number,
