@@ -106,15 +106,15 @@ class Engine(StudentWeights):
         "Train only these students from now on; needed where there are several."
         raise NotImplementedError
 
-    def seed(self, seed: int):
-        "Set the random generators of dropout."
-        torch.manual_seed(seed)
+    def seed(self, seeds: Sequence[int]):
+        "Set the random generators of dropout, with a seed for each student; torch's own gets the first."
+        torch.manual_seed(seeds[0])
 
-    def random_state(self) -> dict:
-        "The state of random generators other than torch's, as JSON holds it."
+    def random_state(self, student: nn.Module) -> dict:
+        "The state of a student's random generator, as JSON holds it; empty: it has none but torch's."
         return {}
 
-    def set_random_state(self, state: dict):
+    def set_random_state(self, student: nn.Module, state: dict):
         "Go back to such a state."
 
 # %% ../../nbs/method/22_training.ipynb #9eb7ba63
@@ -182,7 +182,6 @@ def set_up(
     "Make ready to train an engine's students."
     AcceleratorState._reset_state(reset_partial_state=True)
     torch.set_num_threads(config.threads)
-    engine.seed(config.seed)
     accelerator = Accelerator(mixed_precision='bf16' if config.dtype == 'bfloat16' else 'no', cpu=cpu)
     if config.dtype == 'bfloat16':
         warn_of_bfloat16(accelerator.device.type)
@@ -350,7 +349,7 @@ class Trainee:
 
     examples: Sequence[Tokenised]
     validate: Callable[[], float]  # Accuracy in percent on validation
-    seed: int = 0  # Of the order of examples
+    seed: int = 0  # Of the order of examples, and of dropout
     progress: Callable[[int, float], None] = lambda step, loss: None  # Told (step, loss) at each validation
     done: Callable[[TrainingResult], None] = lambda result: None  # Told the result when the student is trained
     name: str = ''  # Of its run, for its checkpoints
@@ -498,8 +497,8 @@ def begin(
     keeper: Keeper,
 ) -> tuple[Training, list[Learner], int]:  # The number is of the updates made before
     "Set a training up, and bring it to where it was kept."
-    training = set_up(engine, config)
-    learners = []
+    training, learners = set_up(engine, config), []
+    engine.seed([trainee.seed for trainee in trainees])
     for trainee, student in zip(trainees, engine.students, strict=True):
         lengths = trainee.lengths or [e.length for e in trainee.examples]
         order = batch_order(lengths, config.batch_size, trainee.seed)
@@ -508,14 +507,14 @@ def begin(
     for learner in learners:
         learner.result.students = max(learner.result.students, len(learners))
     if process := training.accelerator.process_index:
-        engine.seed(config.seed + 2**32 * process + first)
+        engine.seed([trainee.seed + 2**32 * process + first for trainee in trainees])
     return training, learners, first
 
 # %% ../../nbs/method/22_training.ipynb #a9e50cd6
 def fit(
     engine: nn.Module,
     trainees: Sequence[Trainee],  # One for each student of the engine
-    config: TrainingConfig,  # Its seed sets the dropout; each trainee has a seed of its own for the order of examples
+    config: TrainingConfig,  # But for its seed: each trainee has its own
     stop: Callable[[], bool] = lambda: False,  # Asked after each update; when true the training ends in `Interrupted`
     keeper: Keeper | None = None,
     ahead: bool | None = None,  # Collate the next batch in a thread meanwhile; None: on a GPU only

@@ -219,10 +219,12 @@ def _moments(training, learner, name):  # of one student's weights
     return training.engine.weights(learner.student, lambda p: training.optimizer.state[p][name])
 
 
-def _random_states(training):
+def _random_states(training, student):
     on_gpu = training.accelerator.device.type == 'cuda'
     states = dict(torch=torch.get_rng_state(), cuda=torch.cuda.get_rng_state() if on_gpu else torch.tensor([]).byte())
-    return {name: s.numpy().tobytes().hex() for name, s in states.items()} | dict(engine=training.engine.random_state())
+    return {name: s.numpy().tobytes().hex() for name, s in states.items()} | dict(
+        engine=training.engine.random_state(student)
+    )
 
 # %% ../../nbs/runs/27_checkpoints.ipynb #2bf99926
 def checkpoint_parts(
@@ -239,7 +241,7 @@ def checkpoint_parts(
         batch=learner.batch,
         result=vars(learner.result),
         made_with=made_with(training),
-        random=_random_states(training),
+        random=_random_states(training, learner.student),
     )
     parts = dict(model=engine.whole(engine.weights(learner.student)), state=state, optimizer=moments)
     return parts | (dict(best=engine.whole(learner.best)) if learner.best else {})
@@ -249,7 +251,7 @@ def resume_training(
     training: Training,
     saved: Checkpoint,  # Of any of the students
 ):
-    "The schedule, the random generators, and moments to be filled."
+    "The schedule, torch's random generators, and moments to be filled."
     state, schedule = saved.parts['state'], training.schedule
     schedule.load_state_dict(state['schedule'])
     for group, rate in zip(training.optimizer.param_groups, schedule.get_last_lr(), strict=True):
@@ -264,7 +266,6 @@ def resume_training(
     torch.set_rng_state(random['torch'])
     if state['random']['cuda'] and training.accelerator.device.type == 'cuda':
         torch.cuda.set_rng_state(random['cuda'])
-    training.engine.set_random_state(state['random']['engine'])
 
 # %% ../../nbs/runs/27_checkpoints.ipynb #df89ade8
 def why_inexact(
@@ -285,9 +286,10 @@ def why_inexact(
 
 # %% ../../nbs/runs/27_checkpoints.ipynb #f4d9d4f7
 def resume_learner(training: Training, learner: Learner, saved: Checkpoint):
-    "One student's weights, moments, best weights, result, and place in the order of examples."
+    "One student's weights, moments, best weights, random generator, result, and place in the order of examples."
     engine, parts = training.engine, saved.parts
     state, weights = parts['state'], engine.weights(learner.student)
+    engine.set_random_state(learner.student, state['random']['engine'])
     engine.write(weights, parts['model'])
     for name in MOMENTS:
         values = {weight: parts['optimizer'][f'{name}.{weight}'] for weight in weights}

@@ -506,7 +506,8 @@ def make_record(run: Run, result) -> dict:
 def shape(run: Run):  # None: it may not be stacked
     "What is equal in runs that may train side by side."
     spec, lengths = run.spec, {tuple(map(len, vars(r).values())) for r in run.learned}
-    if run.kind != 'stack' or spec.dropout or spec.student not in SCRATCH or len(lengths) > 1:
+    shared_dropout = spec.dropout and torch.cuda.is_available()
+    if run.kind != 'stack' or shared_dropout or spec.student not in SCRATCH or len(lengths) > 1:
         return None
     return lengths.pop(), min(spec.batch_size, len(run.rows))
 

@@ -415,11 +415,12 @@ def test_every_way_of_training_is_gone_on_with_to_the_bit(tmp_path, changed):
         assert again == whole and again.result.resumed == [dict(step=stop_at, exact=True)]
 
 
-def test_students_of_a_stack_are_gone_on_with_together_and_alone(tmp_path):
+@pytest.mark.parametrize('dropout', [0.0, 0.1])
+def test_students_of_a_stack_are_gone_on_with_together_and_alone(tmp_path, dropout):
     "The second is perfect at the first validation, in step 3, and leaves the stack."
     how = dict(
         config=SHORT,
-        dropout=0.0,
+        dropout=dropout,
         examples=rows(even=True),
         accuracy=lambda seed, weights: 100.0 if seed == 1 else float(weights.double().abs().sum() * 1e3 % 99),
     )
