@@ -29,7 +29,6 @@ from ..data.embedded import EMBEDDED
 from ..data.paper import PAPER
 from ..data.tasks import load_task
 from dsbs.evidence.grids import (
-    CHOSEN,
     FIGURES,
     PANELS,
     PAPER_PANELS,
@@ -39,6 +38,7 @@ from dsbs.evidence.grids import (
     over_students,
     paper_setups,
     specs_of,
+    was_chosen,
     with_seed,
 )
 from dsbs.evidence.statistics import (
@@ -469,7 +469,7 @@ def updates_fact(specs: Sequence[RunSpec]) -> str:
 def rate_fact(specs: Sequence[RunSpec]) -> str:
     "The learning rate and its schedule."
     rates = f'{span({s.learning_rate for s in specs}, "{:g}")}, {distinct_values(specs, "schedule")}'
-    return f'{rates}; chosen for each method on validation' if any(s.task in CHOSEN for s in specs) else rates
+    return f'{rates}; chosen for each method on validation' if any(map(was_chosen, specs)) else rates
 
 # %% ../../nbs/evidence/35_published.ipynb #f6ab0078
 FACTS = {
