@@ -155,6 +155,10 @@ h3 { font-size: 1.05rem; margin: 1.75rem 0 .5rem }
 h3 small { color: var(--soft); font-weight: 400; margin-left: .3rem }
 p, li, dd { max-width: 46rem }
 .lead { font-size: 1.06rem }
+.said { padding-left: 1.2rem }
+.said li { margin: .5rem 0 }
+.said li:first-child { font-weight: 600; font-size: 1.06rem }
+.said a { font-size: .86rem; font-weight: 400; white-space: nowrap }
 section { padding: 2rem 0 1.25rem; border-top: 1px solid var(--line) }
 section > :last-child { margin-bottom: 0 }
 main > section:first-child { border-top: 0; padding-top: 1rem }
@@ -238,6 +242,7 @@ a.where { text-decoration: none }
 a.where:hover { text-decoration: underline }
 .claims tbody tr:last-child td { padding-bottom: .9rem }
 summary { cursor: pointer; color: var(--link); padding: .15rem 0 }
+.unanswered p { margin: .8rem 0 0; font-size: .92rem }
 details ul { margin: .3rem 0 .6rem; padding-left: 1.2rem; color: var(--soft); font-size: .88rem }
 """
 

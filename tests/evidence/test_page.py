@@ -11,7 +11,7 @@ import statistics
 import subprocess
 import sys
 import threading
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from html.parser import HTMLParser
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -25,7 +25,7 @@ from nbconvert import HTMLExporter
 from nbconvert.filters import markdown2html
 
 from dsbs.evidence import page as module
-from dsbs.evidence.grids import FIGURES, grid, specs_of
+from dsbs.evidence.grids import FIGURES, SETUPS, grid, specs_of, with_seed
 from dsbs.evidence.page import page_html, write_page
 from dsbs.evidence.page_style import without_controls
 from dsbs.evidence.plotting import THEME, Beside, accuracy_curves
@@ -169,19 +169,21 @@ def says(a):
     "What a cell's curve and figure say of its runs: method, rationales, labels' source, where the task is named."
     curve, figure = a['data-curve'], a['data-figure']
     method = (
-        curve.rpartition('_')[0]
-        if a['data-preset'] == 'tune'
-        else 'single_task'
-        if curve == 'single_task'
+        curve.partition(' ')[0]
+        if a['data-preset'] == 'search'
+        else curve
+        if curve in ('single_task', 'answer_first', 'rationale_as_input')
         else 'standard'
         if curve in ('standard', 'task_distillation', 'equal_compute')
         else 'step_by_step'
     )
-    few_by_people = a['data-panel'] == 'same_kind_augmented'
+    few_by_people = a['data-panel'] in ('same_kind_augmented', 'heavier_than_augmented')
     taught = figure in ('fig5_data_size_teacher', 'fig7_model_size_teacher', 'fig9_least_teacher') and not few_by_people
     return (
         method,
-        next((r for r in ('shuffled', 'random', 'human') if curve.endswith(r)), 'teacher'),
+        next((r for r in ('shuffled_within', 'shuffled', 'scrambled', 'random', 'human') if curve == r), 'teacher')
+        if curve != 'decoder_shuffled'
+        else 'shuffled_within',
         'teacher' if taught else 'human',
         'decoder' if curve.startswith('decoder') else 'encoder',
     )
@@ -192,7 +194,8 @@ def check_numbers(reports, text):
     rows, cells = {r['key'][:8]: r for r in rows_of(reports)}, Cells(text).numbers()
     for a, shown in cells:
         runs = [rows[k] for k in a['data-runs'].split()]
-        values = [r['metrics']['validation_accuracy' if a['data-preset'] == 'tune' else 'test_accuracy'] for r in runs]
+        measured = 'validation_accuracy' if a['data-preset'] == 'search' else 'test_accuracy'
+        values = [r['metrics'][measured] for r in runs]
         values = [v for v in values if v is not None and math.isfinite(v)]
         assert int(a['data-n']) == len(values) and f'({len(values)})' in shown
         if values:
@@ -205,18 +208,20 @@ def check_numbers(reports, text):
         assert len({r['spec']['seed'] for r in runs}) == len(runs)
         for s in (r['spec'] for r in runs):
             assert (s['method'], s['rationales'], s['label_source'], s.get('task_prefix', 'encoder')) == says(a)
-            assert (s['student'], s['rationale_weight'], bool(s.get('extra'))) == (
+            assert (s['student'], s['rationale_weight'], s['rationale_share'], bool(s.get('extra'))) == (
                 a['data-student'],
                 float(a['data-weight']),
+                float(a['data-share']),
                 'data-extra' in a,
             )
             assert str(s['train_fraction'] if s['n_train'] is None else s['n_train']) == a['data-x']
-            assert s['task'] == a['data-panel'].removesuffix('_augmented').removesuffix('_standin')
+            panel = a['data-panel'].removesuffix('_augmented').removesuffix('_standin').removeprefix('quick_')
+            assert s['task'] == panel
     return cells
 
 
 def test_numbers_of_all_figures_are_those_of_the_records(tmp_path):
-    presets = 'quick', 'prefix', 'standin', 'tune'
+    presets = 'quick', 'embedded', 'standin', 'search'
     specs = all_specs(*presets)
     reports = reports_of(tmp_path, [record(s) for s in specs])
     cells = check_numbers(reports, page_html(reports, CLAIMS))
@@ -227,7 +232,7 @@ def test_numbers_of_all_figures_are_those_of_the_records(tmp_path):
         for panel, curves in grid(f, p).items()
         for curve, some in curves.items()
     ]
-    wanted = {(*place, repr(replace(s, seed=0, subset_seed=0))) for *place, some in places for s in some}
+    wanted = {(*place, repr(with_seed(s, 0))) for *place, some in places for s in some}
     assert len(cells) == len(wanted)
     assert {k for a, _ in cells for k in a['data-runs'].split()} == {record(s)['key'][:8] for s in specs}
 
@@ -240,7 +245,10 @@ def test_weights_and_compute_are_told_apart(small):
     "Curves of one method that differ in the weight, or in the updates."
     reports = reports_of(small, [record(s) for s in all_specs('quick')])
     cells = [a for a, _ in Cells(page_html(reports, [])).numbers()]
-    assert [float(a['data-weight']) for a in cells if a['data-figure'] == 'rationale_weight'] == [0, 0.1, 0.3, 1, 3]
+    weights = [
+        float(a['data-weight']) for a in cells if a['data-figure'] == 'rationale_weight' and a['data-preset'] == 'quick'
+    ]
+    assert weights == list(SETUPS['quick']()['quick_heavier_than'].weights)
     rows = {r['key'][:8]: r['spec']['max_steps'] for r in rows_of(reports)}
     steps = {a['data-curve']: {rows[k] for k in a['data-runs'].split()} for a in cells if a['data-figure'] == 'compute'}
     assert max(steps['standard']) < min(steps['equal_compute'])
@@ -254,7 +262,7 @@ def test_teachers_sizes_and_times_are_those_of_the_records(tmp_path):
     told = [a for a, _ in parsed.cells if 'data-teacher' in a]
     most = {
         t: max(r['teacher_quality']['labeled'] for r in rows if r['spec']['task'] == t)
-        for t in ('same_kind', 'heavier', 'more_picked')
+        for t in ('same_kind', 'heavier_than', 'weight_untold')
     }
     named = [next(r for r in rows if r['key'].startswith(a['data-runs'])) for a in told]
     assert {r['spec']['task']: r['teacher_quality']['labeled'] for r in named} == most and all(
@@ -274,7 +282,7 @@ def test_claims_come_first_and_what_cannot_be_compared_is_folded(small):
     assert text.index('id="claims"') < text.index('id="fig1_headline"') < text.index('id="open"')
     lines = [a for _, a in parsed.tags if 'data-verdict' in a]
     assert [(a['data-claim'], a['data-verdict']) for a in lines] == [
-        (CLAIMS[i]['id'], CLAIMS[i]['verdict']) for i in (0, 1, 3, 2)
+        (CLAIMS[i]['id'], CLAIMS[i]['verdict']) for i in (0, 1, 2, 3)
     ]
     assert [name for name, a in parsed.tags if a.get('data-verdict') == 'not comparable at this scale'] == ['li']
     assert '+8.2 points [+5.1, +11.4]' in text and '−3.0 points' in text
@@ -516,7 +524,7 @@ def fine(told, width):
 
 @pytest.mark.parametrize('width', [1280, 390])
 def test_in_a_browser(tmp_path, look, width):
-    reports = reports_of(tmp_path / 'reports', [record(s) for s in all_specs('quick', 'standin', 'tune')])
+    reports = reports_of(tmp_path / 'reports', [record(s) for s in all_specs('quick', 'standin')])
     shutil.copytree(ROOT / 'reports' / 'figures', reports / 'figures')
     claims = CLAIMS + [CLAIM | dict(id=f'long-{i}', detail='a rather long detail ' * 10) for i in range(3)]
     told = look(page_html(reports, claims), width)
