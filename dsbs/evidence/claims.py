@@ -796,12 +796,6 @@ ESNLI_CLAIMS = [
         asked=dict(other='standard', share=0.33),
         beside='compute',
     ),
-    esnli_claim(
-        'teacher-labels',
-        "With the teacher's labels step-by-step is above standard task distillation, on average over the sizes.",
-        'fig5_data_size_teacher',
-        above_over_sizes,
-    ),
 ]
 
 # %% ../../nbs/evidence/37_claims.ipynb #63d98501

@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['TRAINED_WITH', 'CONTENTS', 'FORMATS', 'A_THIRD', 'SEARCH', 'EMBEDDED_BASE', 'UPDATES', 'FIRST_UPDATES', 'VALIDATIONS',
-           'ROUNDS', 'N_FINALISTS', 'SIZES', 'FIRST_ROUND_AT', 'CONTROLS_AT', 'FINALISTS', 'CHOSEN', 'EMBEDDED_SEEDS',
-           'SIMULATED', 'STUDENTS', 'QUICK_SETTINGS', 'QUICK_UPDATES', 'SHARES_BASE', 'PRETRAINED', 'GPT_NEOX',
-           'SETUPS', 'SHARED_TERM', 'WITH_ALL_SEEDS', 'EMBEDDED_PANELS', 'QUICK_PANELS', 'STANDIN_PANELS',
-           'PAPER_PANELS', 'TWO_EMBEDDED', 'ONE_QUICK', 'ON_ALL', 'ON_TWO', 'NOT_STANDIN', 'NOT_PAPER', 'PAPER_FIGURES',
-           'FIGURES', 'PUBLISHED', 'PRESETS', 'PANELS', 'MEASURED_HERE', 'with_seed', 'expand', 'distinct_values',
-           'runs_table', 'Setup', 'curve_of', 'beside', 'longer', 'half_fraction', 'settings_tried', 'was_chosen',
-           'embedded_setup', 'full_setup', 'embedded_setups', 'quick_setup', 'quick_setups', 'shares_setup',
-           'standin_setups', 'paper_setup', 'paper_setups', 'own_setup', 'two_methods', 'data_size_human',
-           'with_added_rows', 'better_and_weaker_teacher', 'training_formats', 'content_changes', 'rationale_contents',
+           'ROUNDS', 'FIRST_SEEDS', 'N_FINALISTS', 'SIZES', 'SECOND_ROUND_AT', 'FIRST_ROUND_AT', 'CONTROLS_AT',
+           'FINALISTS', 'CHOSEN', 'EMBEDDED_SEEDS', 'SIMULATED', 'STUDENTS', 'QUICK_SETTINGS', 'QUICK_UPDATES',
+           'STANDIN_BASE', 'ALIKE', 'PRETRAINED', 'GPT_NEOX', 'SETUPS', 'OWN_BASE', 'SHARED_TERM', 'WITH_ALL_SEEDS',
+           'EMBEDDED_PANELS', 'QUICK_PANELS', 'STANDIN_PANELS', 'PAPER_PANELS', 'TWO_EMBEDDED', 'ONE_QUICK', 'ON_ALL',
+           'ON_TWO', 'NOT_STANDIN', 'NOT_PAPER', 'PAPER_FIGURES', 'FIGURES', 'PUBLISHED', 'PRESETS', 'PANELS',
+           'MEASURED_HERE', 'with_seed', 'expand', 'distinct_values', 'runs_table', 'Setup', 'curve_of', 'beside',
+           'longer', 'half_fraction', 'settings_tried', 'was_chosen', 'settings_chosen', 'embedded_setup', 'full_setup',
+           'embedded_setups', 'quick_setup', 'quick_setups', 'standin_setups', 'paper_setup', 'paper_setups',
+           'searched_setups', 'own_setup', 'two_methods', 'data_size_human', 'with_added_rows',
+           'better_and_weaker_teacher', 'training_formats', 'content_changes', 'rationale_contents',
            'rationale_weights', 'rationale_shares', 'compute_curves', 'decoder_prefix', 'search_runs', 'Figure',
            'data_size_teacher', 'over_students', 'over_both', 'presets_of', 'drawn', 'few_steps', 'smoke_version',
            'grid', 'specs_of', 'vary_curve', 'vary', 'find_or_make', 'measure', 'publish', 'missing', 'output_folder',
@@ -147,8 +148,8 @@ SEARCH = dict(
     warmup_ratio=(0.0, 0.1),
 )
 EMBEDDED_BASE = RunSpec(student='scratch-32x2', schedule='linear')
-UPDATES = dict(same_kind=2000, heavier_than=1200, weight_untold=1200)  # Of 64 examples
-FIRST_UPDATES = dict(same_kind=800, heavier_than=600)  # In the first round of the search
+UPDATES = dict(same_kind=2000, heavier_than=1200, weight_untold=1200, esnli=1200)  # Of 64 examples
+FIRST_UPDATES = dict(same_kind=800, heavier_than=600, esnli=600)  # In the first round of the search
 VALIDATIONS = 12  # Of each run
 
 
@@ -172,9 +173,11 @@ def settings_tried(
 
 # %% ../../nbs/evidence/34_grids.ipynb #34b00002
 ROUNDS = ((100, 101), (102, 103, 104, 105))  # Seeds of the first round, and of the second
+FIRST_SEEDS = dict(esnli=(1, 2))  # How many of each are used; else all
 N_FINALISTS = 3
 SIZES = {'same_kind': (100, 150, 300), 'heavier_than': (80, 160, 320, 640)}  # Training examples
-FIRST_ROUND_AT = dict(same_kind=200, heavier_than=160)
+SECOND_ROUND_AT = SIZES | {'esnli': (0.25, 1.0)}
+FIRST_ROUND_AT = dict(same_kind=200, heavier_than=160, esnli=1.0)
 CONTROLS_AT = dict(same_kind=150, heavier_than=160, weight_untold=160)
 FINALISTS = {  # task -> method -> names in `settings_tried`, best first
     'same_kind': {
@@ -185,10 +188,11 @@ FINALISTS = {  # task -> method -> names in `settings_tried`, best first
         'standard': ('0.3/0.006/64/0.1/0', '0.3/0.006/64/0/0.1', '1/0.002/16/0.1/0.1'),
         'step_by_step': ('0.3/0.006/16/0/0', '0.3/0.006/16/0.1/0.1', '0.3/0.006/64/0.1/0'),
     },
+    'esnli': dict.fromkeys(('standard', 'step_by_step'), ('0.3/0.002/64/0.1/0.1',)),
 }
 CHOSEN = {  # task -> method -> size -> name in `settings_tried`
     task: {method: dict.fromkeys(sizes, names[0]) for method, names in FINALISTS[task].items()}
-    for task, sizes in SIZES.items()
+    for task, sizes in SECOND_ROUND_AT.items()
 }
 CHOSEN['weight_untold'] = CHOSEN['heavier_than']
 
@@ -198,15 +202,21 @@ def was_chosen(spec: RunSpec) -> bool:
     return spec.task in CHOSEN and spec.max_steps >= UPDATES[spec.task]
 
 # %% ../../nbs/evidence/34_grids.ipynb #f6ab0012
+def settings_chosen(
+    task: str,  # One of `CHOSEN`
+) -> dict:  # (method, size) -> settings
+    "What each method chose at each size."
+    tried = settings_tried(UPDATES[task])
+    return {(method, size): tried[name] for method, sizes in CHOSEN[task].items() for size, name in sizes.items()}
+
+
 def embedded_setup(
     task: str,  # One of `embedded.EMBEDDED`
     **fields,  # Of a `Setup`
 ) -> Setup:
     "An embedded task with the settings that each method chose at each size."
-    tried, chosen = settings_tried(UPDATES[task]), CHOSEN[task]
-    by_size = {(method, size): tried[name] for method, sizes in chosen.items() for size, name in sizes.items()}
     base = replace(EMBEDDED_BASE, task=task)
-    return Setup(replace(base, method='standard'), base, by_size, **fields)
+    return Setup(replace(base, method='standard'), base, settings_chosen(task), **fields)
 
 # %% ../../nbs/evidence/34_grids.ipynb #f6ab0014
 EMBEDDED_SEEDS = tuple(range(10))
@@ -276,35 +286,29 @@ def quick_setups() -> dict[str, Setup]:  # panel -> setup
         quick_weight_untold=quick_setup('weight_untold', sizes=(160,), size=160),
     )
 
-# %% ../../nbs/evidence/34_grids.ipynb #f7d48f12
-SHARES_BASE = RunSpec(
-    student='scratch-64x2', dropout=0.0, learning_rate=1e-3, schedule='linear', batch_size=32, eval_every=100
-)
-
-
-def shares_setup(
-    sizes: tuple[float, ...],  # Shares of the training rows, up to all
-    **settings,  # Of every run
-) -> Setup:
-    "Real rows, a student from random weights, the same settings for both methods."
-    base = replace(SHARES_BASE, **settings)
-    return Setup(
-        replace(base, method='standard'),
-        base,
-        unit='train_fraction',
-        sizes=sizes,
-        teacher_sizes=sizes,
-        size=1.0,
-        students=('scratch-32x2', 'scratch-64x2', 'scratch-128x2'),
-        equal_compute=(1.0,),
-    )
-
 # %% ../../nbs/evidence/34_grids.ipynb #ea9d4c80
+STANDIN_BASE = RunSpec(task='esnli', stand_in=True, student='scratch-64x2', schedule='linear')
+ALIKE = {0.125: 0.25, 0.25: 0.25, 0.5: 0.25, 1.0: 1.0}  # Share of the rows -> the one that was searched
+
+
 def standin_setups() -> dict[str, Setup]:  # panel -> setup
     "e-SNLI at a scale that a CPU can train."
-    setup = shares_setup((0.125, 0.25, 0.5, 1.0), task='esnli', stand_in=True, max_steps=2400)
-    more = dict(contents=(*CONTENTS, 'human'), compute_ratio=3, prefix_ratio=1.3)
-    return dict(esnli_standin=replace(setup, seeds=(0, 1, 2, 3, 4), **more))
+    found = settings_chosen('esnli')
+    setup = Setup(
+        replace(STANDIN_BASE, method='standard'),
+        STANDIN_BASE,
+        {(method, size): found[method, ALIKE[size]] for method in CHOSEN['esnli'] for size in ALIKE},
+        unit='train_fraction',
+        seeds=(0, 1, 2, 3, 4),
+        sizes=tuple(ALIKE),
+        size=1.0,
+        students=('scratch-32x2', 'scratch-64x2', 'scratch-128x2'),
+        equal_compute=(0.25, 1.0),
+        compute_ratio=3,
+        contents=('shuffled_within', 'scrambled', 'weight_0'),
+        formats=('answer_first', 'rationale_as_input', 'mutual_information'),
+    )
+    return dict(esnli_standin=setup)
 
 # %% ../../nbs/evidence/34_grids.ipynb #6a173e8e
 PRETRAINED = ('t5-v1_1-base', 't5-v1_1-large', 't5-v1_1-xxl')
@@ -342,17 +346,37 @@ def paper_setups() -> dict[str, Setup]:  # panel -> setup
     return {task: paper_setup(task) for task in ('esnli', 'anli1', 'cqa')} | dict(svamp=svamp)
 
 
+def searched_setups() -> dict[str, Setup]:  # panel -> setup
+    "All for which settings are searched."
+    return embedded_setups() | standin_setups()
+
+
 SETUPS = dict(  # preset -> function that makes its setups
-    quick=quick_setups, embedded=embedded_setups, search=embedded_setups, standin=standin_setups, paper=paper_setups
+    quick=quick_setups, embedded=embedded_setups, search=searched_setups, standin=standin_setups, paper=paper_setups
 )
 
 # %% ../../nbs/evidence/34_grids.ipynb #2c5c961f
+OWN_BASE = RunSpec(
+    student='scratch-64x2', dropout=0.0, learning_rate=1e-3, schedule='linear', batch_size=32, max_steps=1000
+)
+
+
 def own_setup(
     task: str,  # The task folder
     teacher: str,  # The folder of its rationale set
 ) -> Setup:
     "A task of one's own."
-    return shares_setup((0.25, 0.5, 1.0), task=task, teacher=teacher, max_steps=1000)
+    base, shares = replace(OWN_BASE, task=task, teacher=teacher, eval_every=100), (0.25, 0.5, 1.0)
+    return Setup(
+        replace(base, method='standard'),
+        base,
+        unit='train_fraction',
+        sizes=shares,
+        teacher_sizes=shares,
+        size=1.0,
+        students=('scratch-32x2', 'scratch-64x2', 'scratch-128x2'),
+        equal_compute=(1.0,),
+    )
 
 # %% ../../nbs/evidence/34_grids.ipynb #11631406
 def two_methods(
@@ -484,14 +508,14 @@ def decoder_prefix(setup: Setup) -> dict[str, list[RunSpec]]:
 def search_runs(setup: Setup) -> dict[str, list[RunSpec]]:  # "method name" -> specs
     "Both methods with everything that they tried."
     task, curves = setup.standard.task, {}
-    for method in ('standard', 'step_by_step'):
+    first, second = (seeds[:n] for seeds, n in zip(ROUNDS, FIRST_SEEDS.get(task, (None, None)), strict=True))
+    full = settings_tried(UPDATES[task])
+    for method, (name, settings) in product(FINALISTS[task], settings_tried(FIRST_UPDATES[task]).items()):
         base = replace(setup.standard, method=method)
-        full = settings_tried(UPDATES[task])
-        for name, settings in settings_tried(FIRST_UPDATES[task]).items():
-            specs = expand(replace(base, **settings), ROUNDS[0], n_train=(FIRST_ROUND_AT[task],))
-            if name in FINALISTS[task][method]:
-                specs += expand(replace(base, **full[name]), ROUNDS[1], n_train=setup.sizes)
-            curves[f'{method} {name}'] = specs
+        specs = expand(replace(base, **settings), first, **{setup.unit: (FIRST_ROUND_AT[task],)})
+        if name in FINALISTS[task][method]:
+            specs += expand(replace(base, **full[name]), second, **{setup.unit: SECOND_ROUND_AT[task]})
+        curves[f'{method} {name}'] = specs
     return curves
 
 # %% ../../nbs/evidence/34_grids.ipynb #eee64de9
@@ -543,7 +567,7 @@ PAPER_FIGURES = {
         'Figure 4', 'Accuracy against data size, human labels', data_size_human, ON_ALL, own=True
     ),
     'fig5_data_size_teacher': Figure(
-        'Figure 5', 'Accuracy against data size, teacher labels', data_size_teacher, ON_TWO, own=True
+        'Figure 5', 'Accuracy against data size, teacher labels', data_size_teacher, NOT_STANDIN, own=True
     ),
     'fig6_model_size_human': Figure(
         'Figure 6', 'Accuracy against model size, human labels', over_students, ON_TWO, own=True
@@ -576,17 +600,17 @@ FIGURES = PAPER_FIGURES | {
     'rationale_content': Figure('', 'What in a rationale helps', rationale_contents, ON_TWO, own=True),
     'rationale_share': Figure('', 'How many rows need a rationale', rationale_shares, NOT_PAPER, own=True),
     'rationale_weight': Figure(
-        '', 'The weight of the rationale task', rationale_weights, ON_TWO | dict(paper=('cqa',)), own=True
+        '', 'The weight of the rationale task', rationale_weights, NOT_STANDIN | dict(paper=('cqa',)), own=True
     ),
     'task_prefix': Figure(
-        '', 'Naming the task at the decoder', decoder_prefix, ON_TWO | dict(embedded=('heavier_than',))
+        '', 'Naming the task at the decoder', decoder_prefix, NOT_STANDIN | dict(embedded=('heavier_than',))
     ),
     'prediction_cost': Figure('', 'The cost of a prediction', None, dict(quick=ONE_QUICK)),
     'machines': Figure('', 'The same runs on other machines', None, dict(quick=QUICK_PANELS)),
     'start_or_generalise': Figure(
         '', 'To start, or to generalise?', None, {p: panels for p, panels in ON_ALL.items() if p != 'paper'}
     ),
-    'search': Figure('', 'How the settings were chosen', search_runs, dict(search=TWO_EMBEDDED)),
+    'search': Figure('', 'How the settings were chosen', search_runs, dict(search=(*TWO_EMBEDDED, *STANDIN_PANELS))),
 }
 
 # %% ../../nbs/evidence/34_grids.ipynb #f6ab0051
