@@ -396,7 +396,7 @@ def data_fact(specs: Sequence[RunSpec]) -> str:
     if tasks[0] in EMBEDDED:
         return f'{", ".join(tasks)}: generated'
     names = ', '.join(PANELS.get(task, Path(task).name) for task in tasks)
-    return f'{names}: validation rows, carved into train, validation and test' if specs[0].stand_in else names
+    return f'{names}: its validation rows are learned from' if specs[0].stand_in else names
 
 
 def span(values: Iterable[float], form: str = '{:,}') -> str:
