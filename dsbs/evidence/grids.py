@@ -199,7 +199,7 @@ CHOSEN['weight_untold'] = CHOSEN['heavier_than']
 # %% ../../nbs/evidence/34_grids.ipynb #34b00009
 def was_chosen(spec: RunSpec) -> bool:
     "Whether the search chose its settings."
-    return spec.task in CHOSEN and spec.max_steps >= UPDATES[spec.task]
+    return (spec.task in EMBEDDED or spec.stand_in) and spec.max_steps >= UPDATES.get(spec.task, 0)
 
 # %% ../../nbs/evidence/34_grids.ipynb #f6ab0012
 def settings_chosen(
