@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['TRAINED_WITH', 'CONTENTS', 'FORMATS', 'A_THIRD', 'SEARCH', 'EMBEDDED_BASE', 'UPDATES', 'FIRST_UPDATES', 'VALIDATIONS',
-           'ROUNDS', 'FIRST_SEEDS', 'N_FINALISTS', 'SIZES', 'SECOND_ROUND_AT', 'FIRST_ROUND_AT', 'CONTROLS_AT',
-           'FINALISTS', 'CHOSEN', 'EMBEDDED_SEEDS', 'SIMULATED', 'STUDENTS', 'QUICK_SETTINGS', 'QUICK_UPDATES',
-           'STANDIN_BASE', 'ALIKE', 'PRETRAINED', 'GPT_NEOX', 'SETUPS', 'OWN_BASE', 'SHARED_TERM', 'WITH_ALL_SEEDS',
-           'EMBEDDED_PANELS', 'QUICK_PANELS', 'STANDIN_PANELS', 'PAPER_PANELS', 'TWO_EMBEDDED', 'ONE_QUICK', 'ON_ALL',
-           'ON_TWO', 'NOT_STANDIN', 'NOT_PAPER', 'PAPER_FIGURES', 'FIGURES', 'PUBLISHED', 'PRESETS', 'PANELS',
-           'MEASURED_HERE', 'with_seed', 'expand', 'distinct_values', 'runs_table', 'Setup', 'curve_of', 'beside',
-           'longer', 'half_fraction', 'settings_tried', 'was_chosen', 'settings_chosen', 'embedded_setup', 'full_setup',
-           'embedded_setups', 'quick_setup', 'quick_setups', 'standin_setups', 'paper_setup', 'paper_setups',
-           'searched_setups', 'own_setup', 'two_methods', 'data_size_human', 'with_added_rows',
-           'better_and_weaker_teacher', 'training_formats', 'content_changes', 'rationale_contents',
+           'ROUNDS', 'FIRST_SEEDS', 'N_FINALISTS', 'CONVERGED', 'SIZES', 'SECOND_ROUND_AT', 'FIRST_ROUND_AT',
+           'CONTROLS_AT', 'FINALISTS', 'CHOSEN', 'EMBEDDED_SEEDS', 'SIMULATED', 'STUDENTS', 'QUICK_SETTINGS',
+           'QUICK_UPDATES', 'STANDIN_BASE', 'ALIKE', 'PRETRAINED', 'GPT_NEOX', 'SETUPS', 'OWN_BASE', 'SHARED_TERM',
+           'WITH_ALL_SEEDS', 'EMBEDDED_PANELS', 'QUICK_PANELS', 'STANDIN_PANELS', 'PAPER_PANELS', 'TWO_EMBEDDED',
+           'ONE_QUICK', 'ON_ALL', 'ON_TWO', 'NOT_STANDIN', 'NOT_PAPER', 'PAPER_FIGURES', 'FIGURES', 'PUBLISHED',
+           'PRESETS', 'PANELS', 'MEASURED_HERE', 'with_seed', 'expand', 'distinct_values', 'runs_table', 'Setup',
+           'curve_of', 'beside', 'longer', 'half_fraction', 'settings_tried', 'was_chosen', 'settings_chosen',
+           'embedded_setup', 'full_setup', 'embedded_setups', 'quick_setup', 'quick_setups', 'standin_setups',
+           'paper_setup', 'paper_setups', 'searched_setups', 'own_setup', 'two_methods', 'data_size_human',
+           'with_added_rows', 'better_and_weaker_teacher', 'training_formats', 'content_changes', 'rationale_contents',
            'rationale_weights', 'rationale_shares', 'compute_curves', 'decoder_prefix', 'search_runs', 'Figure',
            'data_size_teacher', 'over_students', 'over_both', 'presets_of', 'drawn', 'few_steps', 'smoke_version',
            'grid', 'specs_of', 'vary_curve', 'vary', 'find_or_make', 'measure', 'publish', 'missing', 'output_folder',
@@ -175,6 +175,7 @@ def settings_tried(
 ROUNDS = ((100, 101), (102, 103, 104, 105))  # Seeds of the first round, and of the second
 FIRST_SEEDS = dict(esnli=(1, 2))  # How many of each are used; else all
 N_FINALISTS = 3
+CONVERGED = 0.75  # Share of a setting's trainings in the second round, if it is to be chosen
 SIZES = {'same_kind': (100, 150, 300), 'heavier_than': (80, 160, 320, 640)}  # Training examples
 SECOND_ROUND_AT = SIZES | {'esnli': (0.25, 1.0)}
 FIRST_ROUND_AT = dict(same_kind=200, heavier_than=160, esnli=1.0)
@@ -191,8 +192,17 @@ FINALISTS = {  # task -> method -> names in `settings_tried`, best first
     'esnli': dict.fromkeys(('standard', 'step_by_step'), ('0.3/0.002/64/0.1/0.1',)),
 }
 CHOSEN = {  # task -> method -> size -> name in `settings_tried`
-    task: {method: dict.fromkeys(sizes, names[0]) for method, names in FINALISTS[task].items()}
-    for task, sizes in SECOND_ROUND_AT.items()
+    'same_kind': {
+        'standard': dict.fromkeys((100, 150, 300), '1/0.006/64/0.1/0.1'),
+        'step_by_step': dict.fromkeys((100, 150), '0.3/0.006/16/0/0') | {300: '0.3/0.002/16/0/0.1'},
+    },
+    'heavier_than': {
+        'standard': {80: '1/0.002/16/0.1/0.1'} | dict.fromkeys((160, 320, 640), '0.3/0.006/64/0.1/0'),
+        'step_by_step': dict.fromkeys((80, 160), '0.3/0.006/64/0.1/0') | dict.fromkeys((320, 640), '0.3/0.006/16/0/0'),
+    },
+    'esnli': {
+        method: dict.fromkeys(SECOND_ROUND_AT['esnli'], names[0]) for method, names in FINALISTS['esnli'].items()
+    },
 }
 CHOSEN['weight_untold'] = CHOSEN['heavier_than']
 
