@@ -60,6 +60,7 @@ class Place:
     share: float  # Of the examples, those that have a rationale
     extra: str  # Task whose rows are added; empty: none
     n_extra: int | None  # Added rows; None: all
+    updates: int | None = None  # Of the search, whose rounds differ in them
 
 
 def place_of(spec: RunSpec) -> Place:
@@ -81,7 +82,7 @@ class Point:
 
     @property
     def place(self) -> Place:
-        return place_of(self.spec)
+        return replace(place_of(self.spec), updates=self.spec.max_steps if self.preset == 'search' else None)
 
     @property
     def values(self) -> list[float]:
@@ -142,6 +143,7 @@ def number_attributes(figure: str, p: Point) -> dict:
         'data-student': place.student,
         'data-weight': place.weight,
         'data-share': place.share,
+        'data-updates': place.updates,
         'data-extra': f'{place.extra} {place.n_extra or "all"}' if place.extra else None,
         'data-runs': keys,
         'data-n': n,
@@ -193,8 +195,9 @@ PLACE_HEADS = (
     'Weight of the rationale task',
     'Examples with a rationale',
     'Rows added',
+    'Updates',
 )
-USUAL_PLACE = (None, None, '1', '100%', 'none')  # Not worth a column where all points of a table have it
+USUAL_PLACE = (None, None, '1', '100%', 'none', '')  # Not worth a column where all points of a table have it
 
 
 def place_texts(p: Point) -> tuple[str, ...]:  # As `PLACE_HEADS`
@@ -202,7 +205,7 @@ def place_texts(p: Point) -> tuple[str, ...]:  # As `PLACE_HEADS`
     place = p.place
     added = f'{place.n_extra or "all"} of {place.extra}' if place.extra else 'none'
     student, share = short_number(p.records[0]['metrics']['parameters']), f'{100 * place.share:g}%'
-    return size_text(p), student, f'{place.weight:g}', share, added
+    return size_text(p), student, f'{place.weight:g}', share, added, f'{place.updates:,}' if place.updates else ''
 
 
 def telling_columns(places: Sequence[tuple]) -> list[int]:  # Of what `place_texts` gives, one for each point

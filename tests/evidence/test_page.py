@@ -124,9 +124,16 @@ def all_specs(*presets):
     return list(dict.fromkeys(s for f in FIGURES for p in presets for s in specs_of(grid(f, p))))
 
 
+def few_specs():
+    "Figure 4 as preset quick has it, and two runs whose answers are shown."
+    one = grid('compute', 'embedded')['same_kind']
+    shown = [s for curve in ('standard', 'step_by_step') for s in one[curve] if s.seed == 0]
+    return [*specs_of(grid('fig4_data_size_human', 'quick')), *shown]
+
+
 @pytest.fixture
 def small(tmp_path):
-    return reports_of(tmp_path / 'reports', [record(s) for s in specs_of(grid('fig4_data_size_human', 'quick'))])
+    return reports_of(tmp_path / 'reports', [record(s) for s in few_specs()])
 
 
 class Cells(HTMLParser):
@@ -335,7 +342,7 @@ def test_a_method_is_absent(small):
 
 def hostile_reports(folder, monkeypatch, texts=HOSTILE):
     "Reports in which every place that shows a text of a task, a teacher, a student or a judge shows one of these."
-    rows = [record(s) for s in specs_of(grid('fig4_data_size_human', 'quick'))]
+    rows = [record(s) for s in few_specs()]
     for i, r in enumerate(rows):
         text = texts[i % len(texts)]
         r['answers'] = {k: texts[(i + j) % len(texts)] for j, k in enumerate(r['answers'])}
@@ -524,7 +531,7 @@ def fine(told, width):
 
 @pytest.mark.parametrize('width', [1280, 390])
 def test_in_a_browser(tmp_path, look, width):
-    reports = reports_of(tmp_path / 'reports', [record(s) for s in all_specs('quick', 'standin')])
+    reports = reports_of(tmp_path / 'reports', [record(s) for s in [*few_specs(), *all_specs('standin')]])
     shutil.copytree(ROOT / 'reports' / 'figures', reports / 'figures')
     claims = CLAIMS + [CLAIM | dict(id=f'long-{i}', detail='a rather long detail ' * 10) for i in range(3)]
     told = look(page_html(reports, claims), width)
