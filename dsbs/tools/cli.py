@@ -28,7 +28,7 @@ from dsbs.tools.output import (
     some_of,
     status_text,
     teacher_text,
-    verify_text,
+    verified_text,
 )
 
 # %% ../../nbs/tools/47_cli.ipynb #7c63fd94
@@ -290,14 +290,18 @@ def _does_not_hold(found):
 @command(
     'verify',
     'make a recorded run again and compare all numbers',
-    verify_text,
+    verified_text,
     argument('record', metavar='RECORD', help="the file of a record, or a run's key, or at least its first 8 digits"),
+    argument('--sample', type=int, metavar='N', help='make N records of a file again, such as reports/results/X.jsonl'),
 )
 def _verify(args):
-    from dsbs.runs.verifying import record_named, verify
+    from dsbs.runs.verifying import record_named, sampled_records, verify
 
-    found = verify(record_named(args.record), args.data_dir, _tell_loss)
-    return Outcome(found, '' if found['holds'] else _does_not_hold(found))
+    several = args.sample is not None
+    records = sampled_records(args.record, args.sample) if several else [record_named(args.record)]
+    found = [verify(record, args.data_dir, _tell_loss) for record in records]
+    wrong = [f'run {f["key"][:8]}: {_does_not_hold(f)}' for f in found if not f['holds']]
+    return Outcome(found if several else found[0], '; '.join(wrong))
 
 # %% ../../nbs/tools/47_cli.ipynb #01d1d593
 @command('status', 'how far the runs are', status_text)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['BENCH_COLUMNS', 'SHARES', 'Outcome', 'Rows', 'aligned', 'some_of', 'teacher_text', 'extract_text', 'run_text',
-           'status_text', 'verify_text', 'plan_text', 'reproduce_text', 'claims_text', 'data_text', 'bench_text']
+           'status_text', 'verify_text', 'verified_text', 'plan_text', 'reproduce_text', 'claims_text', 'data_text',
+           'bench_text']
 
 # %% ../../nbs/tools/46_output.ipynb #43ed5cd6
 from collections.abc import Sequence
@@ -120,6 +121,13 @@ def verify_text(
     if len(differ) > len(shown):
         lines.append(f'  ... and {len(differ) - len(shown)} more')
     return '\n'.join(lines)
+
+# %% ../../nbs/tools/46_output.ipynb #103ff441
+def verified_text(
+    found: dict | list[dict],  # From `verifying.verify`: of one run, or of a sample
+) -> str:
+    "Whether records hold."
+    return verify_text(found) if isinstance(found, dict) else '\n\n'.join(map(verify_text, found))
 
 # %% ../../nbs/tools/46_output.ipynb #1374348f
 def _group_row(g):  # one line of the runs that are still to be made
