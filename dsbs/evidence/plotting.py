@@ -9,9 +9,9 @@ __all__ = ['LOOKS', 'THEME', 'AXES', 'FROM_ZERO', 'NOTHING_KNOWN', 'STAYS', 'PAR
            'accuracy_curves', 'shared_legend', 'panels_figure', 'accuracy_table', 'finish_rows', 'accuracy_rows',
            'published_rows', 'Known', 'rows_figure', 'RunsPanel', 'draw_runs', 'draw_known', 'write_at_chance',
            'runs_note', 'runs_panel', 'runs_figure', 'StartPanel', 'draw_starts', 'draw_parts', 'starts_figure',
-           'leaving_rows', 'leaving_figure', 'cell_means', 'passing_map', 'tokens_a_step', 'validations',
-           'learning_curves', 'headline_bars', 'cost_lines', 'machine_dots', 'gain_names', 'machine_gains',
-           'save_figure']
+           'leaving_rows', 'leaving_figure', 'search_rows', 'search_figure', 'cell_means', 'passing_map',
+           'tokens_a_step', 'validations', 'learning_curves', 'headline_bars', 'cost_lines', 'machine_dots',
+           'gain_names', 'machine_gains', 'save_figure']
 
 # %% ../../nbs/evidence/38_plotting.ipynb #fb3c07f8
 from collections.abc import Iterable, Sequence
@@ -24,6 +24,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib import pyplot as plt
 from matplotlib import ticker
+from matplotlib.lines import Line2D
 
 from ..records import replacing
 
@@ -631,6 +632,44 @@ def leaving_figure(
     shared_legend(fig, axes[:, 0])
     return fig
 
+# %% ../../nbs/evidence/38_plotting.ipynb #38400002
+def search_rows(ax: plt.Axes, tried: pd.DataFrame, title: str):
+    "Draw the first round of a search, a row for each setting."
+    means = tried.groupby(['curve', 'settings'])[['validation_accuracy', 'finalist', 'chosen']].mean()
+    rows = list(means['validation_accuracy'].groupby('settings').mean().sort_values(ascending=False).index)
+    curves = curves_in(tried)
+    for curve in curves:
+        look, apart = LOOKS[curve], 0.36 * (curve != curves[0]) - 0.18
+        runs = tried[tried['curve'] == curve]
+        at = runs['settings'].map(rows.index) + apart
+        ax.plot(runs['validation_accuracy'], at, '.', color=look.color, markersize=3.5, alpha=0.5)
+        for settings, (mean, finalist, chosen) in means.loc[curve].iterrows():
+            y, fill = rows.index(settings) + apart, look.color if finalist else 'white'
+            ax.plot(mean, y, look.marker, color=look.color, markersize=5, markerfacecolor=fill)
+            if chosen:
+                ax.plot(mean, y, 'o', color='black', markersize=9, markerfacecolor='none', markeredgewidth=0.8)
+    ax.set_yticks(range(len(rows)), rows, fontsize=6.5, family='monospace')
+    ax.set_ylim(len(rows) - 0.4, -0.6)
+    ax.set_xlabel('Validation accuracy (%)')
+    ax.grid(axis='y', visible=False)
+    ax.set_title(literal(title), loc='left')
+
+# %% ../../nbs/evidence/38_plotting.ipynb #38400003
+def search_figure(
+    tried: pd.DataFrame,  # panel, curve, settings, seed, validation_accuracy, finalist, chosen
+) -> plt.Figure:
+    "A panel for each task: all that both methods tried."
+    panels = list(dict.fromkeys(tried['panel']))
+    shape = dict(figsize=(3.6 * max(1, len(panels)), 4.6), layout='constrained', squeeze=False)
+    fig, axes = plt.subplots(1, max(1, len(panels)), **shape)
+    for ax, panel in zip(axes[0], panels, strict=False):
+        search_rows(ax, tried[tried['panel'] == panel], panel)
+    if not panels:
+        write_gaps(axes[0, 0], ['no runs yet'])
+    names = [Line2D([], [], color=LOOKS[c].color, marker=LOOKS[c].marker, linestyle='') for c in curves_in(tried)]
+    fig.legend(names, [LOOKS[c].name for c in curves_in(tried)], loc='outside lower center', ncols=2)
+    return fig
+
 # %% ../../nbs/evidence/38_plotting.ipynb #26928e4a
 def cell_means(
     frame: pd.DataFrame,  # From `statistics.tidy`, of one panel and curve
@@ -756,7 +795,7 @@ def cost_lines(
     ax.set_title('One thread, batches of 64', loc='left')
     return ax
 
-# %% ../../nbs/evidence/38_plotting.ipynb #38400002
+# %% ../../nbs/evidence/38_plotting.ipynb #1d7376ec
 def machine_dots(
     ax: plt.Axes,
     runs: pd.DataFrame,  # From `statistics.run_moves`
