@@ -19,6 +19,7 @@ FIGURES = (
     'fig7_model_size_teacher',
     'table1_teachers',
     'rationale_content',
+    'rationale_share',
 )
 
 
