@@ -8,9 +8,9 @@ __all__ = ['TRAINED_WITH', 'CONTENTS', 'FORMATS', 'A_THIRD', 'SEARCH', 'EMBEDDED
            'CONTROLS_AT', 'FINALISTS', 'CHOSEN', 'EMBEDDED_SEEDS', 'SIMULATED', 'STUDENTS', 'QUICK_SETTINGS',
            'QUICK_UPDATES', 'STANDIN_BASE', 'ALIKE', 'PRETRAINED', 'GPT_NEOX', 'SETUPS', 'OWN_BASE', 'SHARED_TERM',
            'WITH_ALL_SEEDS', 'EMBEDDED_PANELS', 'QUICK_PANELS', 'STANDIN_PANELS', 'PAPER_PANELS', 'TWO_EMBEDDED',
-           'ONE_QUICK', 'ON_ALL', 'ON_TWO', 'NOT_STANDIN', 'NOT_PAPER', 'PAPER_FIGURES', 'FIGURES', 'PUBLISHED',
-           'PRESETS', 'PANELS', 'MEASURED_HERE', 'with_seed', 'expand', 'distinct_values', 'runs_table', 'Setup',
-           'curve_of', 'beside', 'longer', 'half_fraction', 'settings_tried', 'was_chosen', 'settings_chosen',
+           'ONE_QUICK', 'ON_ALL', 'ON_TWO', 'NOT_STANDIN', 'ON_ONE', 'NOT_PAPER', 'PAPER_FIGURES', 'FIGURES',
+           'PUBLISHED', 'PRESETS', 'PANELS', 'MEASURED_HERE', 'with_seed', 'expand', 'distinct_values', 'runs_table',
+           'Setup', 'curve_of', 'beside', 'longer', 'half_fraction', 'settings_tried', 'was_chosen', 'settings_chosen',
            'embedded_setup', 'full_setup', 'embedded_setups', 'quick_setup', 'quick_setups', 'standin_setups',
            'paper_setup', 'paper_setups', 'searched_setups', 'own_setup', 'two_methods', 'data_size_human',
            'with_added_rows', 'better_and_weaker_teacher', 'training_formats', 'content_changes', 'rationale_contents',
@@ -235,26 +235,20 @@ SIMULATED = (dict(teacher_error=0.05), dict(teacher_error=0.2))  # A better teac
 
 def full_setup(
     task: str,  # "same_kind" or "heavier_than"
-    students: tuple[str, ...],
+    **fields,  # Of a `Setup`
 ) -> Setup:
-    "An embedded task with all curves."
+    "An embedded task with all that claims are about."
     sizes, size = SIZES[task], CONTROLS_AT[task]
     return embedded_setup(
         task,
         seeds=EMBEDDED_SEEDS,
         fewer_seeds=EMBEDDED_SEEDS[:5],
         sizes=sizes,
-        teacher_sizes=sizes,
         size=size,
-        students=students,
-        search_sizes=sizes,
-        search_students=students[:2],
         teachers=SIMULATED,
-        guessing_error=0.5,
-        contents=(*CONTENTS, 'human', 'uninformed'),
         added_rows=dict(extra=task, n_extra=size),
         equal_compute=sizes,
-        weights=(0.0, 0.3, 1.0, 3.0),
+        **fields,
     )
 
 # %% ../../nbs/evidence/34_grids.ipynb #f6ab0015
@@ -262,12 +256,17 @@ STUDENTS = ('scratch-16x2', 'scratch-32x2', 'scratch-64x2')
 
 
 def embedded_setups() -> dict[str, Setup]:  # panel -> setup
-    "The embedded tasks: two in full, and the negative control."
-    control = dict(sizes=SIZES['heavier_than'][:3], size=160, equal_compute=(160,))
+    "The embedded tasks: one with all curves, one with those that claims and controls need, and the negative control."
+    sizes = SIZES['heavier_than']
+    controls = dict(contents=('shuffled_within', 'scrambled', 'weight_0'), shares=(0.0, A_THIRD, 1.0))
+    all_curves = dict(search_sizes=sizes, search_students=STUDENTS[:2], weights=(0.0, 0.3, 1.0, 3.0))
+    all_curves |= dict(contents=(*CONTENTS, 'human', 'uninformed'), guessing_error=0.5)
     return dict(
-        same_kind=full_setup('same_kind', STUDENTS[:2]),
-        heavier_than=full_setup('heavier_than', STUDENTS),
-        weight_untold=embedded_setup('weight_untold', seeds=EMBEDDED_SEEDS, **control),
+        same_kind=full_setup('same_kind', teacher_sizes=(150, 300), students=STUDENTS[:2], **controls),
+        heavier_than=full_setup('heavier_than', teacher_sizes=sizes, students=STUDENTS, **all_curves),
+        weight_untold=embedded_setup(
+            'weight_untold', seeds=EMBEDDED_SEEDS, sizes=sizes[:3], size=160, equal_compute=(160,)
+        ),
     )
 
 # %% ../../nbs/evidence/34_grids.ipynb #34b00005
@@ -565,13 +564,14 @@ def over_both(setup: Setup, label_source: str = 'human') -> dict[str, list[RunSp
 ON_ALL = dict(quick=QUICK_PANELS, embedded=EMBEDDED_PANELS, standin=STANDIN_PANELS, paper=PAPER_PANELS)
 ON_TWO = dict(quick=ONE_QUICK, embedded=TWO_EMBEDDED, standin=STANDIN_PANELS, paper=PAPER_PANELS)
 NOT_STANDIN = {preset: panels for preset, panels in ON_TWO.items() if preset != 'standin'}
+ON_ONE = NOT_STANDIN | dict(embedded=('heavier_than',))
 NOT_PAPER = {preset: panels for preset, panels in ON_TWO.items() if preset != 'paper'}
 PAPER_FIGURES = {
     'fig1_headline': Figure(
         'Figure 1',
         'The smallest model and the least data that beat the teacher',
         over_both,
-        NOT_STANDIN | dict(paper=('anli1',)),
+        ON_ONE | dict(paper=('anli1',)),
     ),
     'fig4_data_size_human': Figure(
         'Figure 4', 'Accuracy against data size, human labels', data_size_human, ON_ALL, own=True
@@ -591,13 +591,13 @@ PAPER_FIGURES = {
         own=True,
     ),
     'fig8_least_human': Figure(
-        'Figure 8', 'Smallest model and least data that beat the teacher, human labels', over_both, NOT_STANDIN
+        'Figure 8', 'Smallest model and least data that beat the teacher, human labels', over_both, ON_ONE
     ),
     'fig9_least_teacher': Figure(
         'Figure 9',
         'Smallest model and least data that beat the teacher, teacher labels',
         partial(over_both, label_source='teacher'),
-        NOT_STANDIN,
+        ON_ONE,
     ),
 }
 
@@ -610,11 +610,9 @@ FIGURES = PAPER_FIGURES | {
     'rationale_content': Figure('', 'What in a rationale helps', rationale_contents, ON_TWO, own=True),
     'rationale_share': Figure('', 'How many rows need a rationale', rationale_shares, NOT_PAPER, own=True),
     'rationale_weight': Figure(
-        '', 'The weight of the rationale task', rationale_weights, NOT_STANDIN | dict(paper=('cqa',)), own=True
+        '', 'The weight of the rationale task', rationale_weights, ON_ONE | dict(paper=('cqa',)), own=True
     ),
-    'task_prefix': Figure(
-        '', 'Naming the task at the decoder', decoder_prefix, NOT_STANDIN | dict(embedded=('heavier_than',))
-    ),
+    'task_prefix': Figure('', 'Naming the task at the decoder', decoder_prefix, ON_ONE),
     'prediction_cost': Figure('', 'The cost of a prediction', None, dict(quick=ONE_QUICK)),
     'machines': Figure('', 'The same runs on other machines', None, dict(quick=QUICK_PANELS)),
     'start_or_generalise': Figure(
