@@ -319,7 +319,7 @@ def why_stopped(
     return 'max_steps' if step == config.max_steps else ''
 
 # %% ../../nbs/method/22_training.ipynb #5e1fa3f2
-LEVEL = 0.05  # A loss is level that fell by less than this share of the constant answer's, over a quarter of a training
+LEVEL = 0.05  # Of the constant answer's loss: a loss is level that fell by less over a quarter of a training
 FEWEST = 20  # Updates from which a training can have converged
 
 
@@ -333,13 +333,13 @@ def convergence(
     tenth, quarter = (max(1, len(losses) // part) for part in (10, 4))
     end, last = fmean(losses[-tenth:]), fmean(losses[-quarter:])
     slope = fmean(losses[-2 * quarter : -quarter] or losses) - last
-    level = slope < LEVEL * (constant or fmean(losses[:tenth]))
-    learned = stopped == 'perfect' or level and (not constant or end < PLATEAU * constant)
+    small = LEVEL * (constant or fmean(losses[:tenth]))
+    level = slope < small and (not constant or end < PLATEAU * constant)
     return dict(
         label_loss_end=five_digits(end),
         label_loss_slope=five_digits(slope),
         label_loss_constant=None if constant is None else five_digits(constant),
-        converged=learned and len(losses) >= FEWEST,
+        converged=(stopped == 'perfect' or level or end < small) and len(losses) >= FEWEST,
     )
 
 # %% ../../nbs/method/22_training.ipynb #4f4b419b
