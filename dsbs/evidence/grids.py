@@ -148,7 +148,7 @@ SEARCH = dict(
     warmup_ratio=(0.0, 0.1),
 )
 EMBEDDED_BASE = RunSpec(student='scratch-32x2', schedule='linear')
-UPDATES = dict(same_kind=2000, heavier_than=1200, weight_untold=1200, esnli=1200)  # Of 64 examples
+UPDATES = dict(same_kind=2000, heavier_than=1200, weight_untold=2400, esnli=1200)  # Of 64 examples
 FIRST_UPDATES = dict(same_kind=800, heavier_than=600, esnli=600)  # In the first round of the search
 VALIDATIONS = 12  # Of each run
 
