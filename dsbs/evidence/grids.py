@@ -5,19 +5,19 @@
 # %% auto #0
 __all__ = ['TRAINED_WITH', 'CONTENTS', 'FORMATS', 'A_THIRD', 'SEARCH', 'EMBEDDED_BASE', 'UPDATES', 'FIRST_UPDATES', 'VALIDATIONS',
            'ROUNDS', 'FIRST_SEEDS', 'N_FINALISTS', 'CONVERGED', 'SIZES', 'SECOND_ROUND_AT', 'FIRST_ROUND_AT',
-           'CONTROLS_AT', 'FINALISTS', 'CHOSEN', 'EMBEDDED_SEEDS', 'SIMULATED', 'STUDENTS', 'QUICK_SETTINGS',
-           'QUICK_UPDATES', 'STANDIN_BASE', 'ALIKE', 'PRETRAINED', 'GPT_NEOX', 'SETUPS', 'OWN_BASE', 'SHARED_TERM',
-           'WITH_ALL_SEEDS', 'EMBEDDED_PANELS', 'QUICK_PANELS', 'STANDIN_PANELS', 'PAPER_PANELS', 'TWO_EMBEDDED',
-           'ONE_QUICK', 'ON_ALL', 'ON_TWO', 'NOT_STANDIN', 'ON_ONE', 'NOT_PAPER', 'PAPER_FIGURES', 'FIGURES',
-           'PUBLISHED', 'PRESETS', 'PANELS', 'MEASURED_HERE', 'with_seed', 'expand', 'distinct_values', 'runs_table',
-           'Setup', 'curve_of', 'beside', 'longer', 'half_fraction', 'settings_tried', 'was_chosen', 'settings_chosen',
-           'embedded_setup', 'full_setup', 'embedded_setups', 'quick_setup', 'quick_setups', 'standin_setups',
-           'paper_setup', 'paper_setups', 'searched_setups', 'own_setup', 'two_methods', 'data_size_human',
-           'with_added_rows', 'better_and_weaker_teacher', 'training_formats', 'content_changes', 'rationale_contents',
-           'rationale_weights', 'rationale_shares', 'compute_curves', 'decoder_prefix', 'search_runs', 'Figure',
-           'data_size_teacher', 'over_students', 'over_both', 'presets_of', 'drawn', 'few_steps', 'smoke_version',
-           'grid', 'specs_of', 'vary_curve', 'vary', 'find_or_make', 'measure', 'publish', 'missing', 'output_folder',
-           'published_beside', 'in_order']
+           'CONTROLS_AT', 'FINALISTS', 'CHOSEN', 'EMBEDDED_SEEDS', 'SIMULATED', 'STUDENTS', 'MORE_UPDATES',
+           'QUICK_SETTINGS', 'QUICK_UPDATES', 'STANDIN_BASE', 'ALIKE', 'PRETRAINED', 'GPT_NEOX', 'SETUPS', 'OWN_BASE',
+           'SHARED_TERM', 'WITH_ALL_SEEDS', 'EMBEDDED_PANELS', 'QUICK_PANELS', 'STANDIN_PANELS', 'PAPER_PANELS',
+           'TWO_EMBEDDED', 'ONE_QUICK', 'ON_ALL', 'ON_TWO', 'NOT_STANDIN', 'ON_ONE', 'NOT_PAPER', 'PAPER_FIGURES',
+           'FIGURES', 'PUBLISHED', 'PRESETS', 'PANELS', 'MEASURED_HERE', 'with_seed', 'expand', 'distinct_values',
+           'runs_table', 'Setup', 'longer', 'curve_of', 'beside', 'half_fraction', 'settings_tried', 'was_chosen',
+           'settings_chosen', 'embedded_setup', 'full_setup', 'embedded_setups', 'quick_setup', 'quick_setups',
+           'standin_setups', 'paper_setup', 'paper_setups', 'searched_setups', 'own_setup', 'two_methods',
+           'data_size_human', 'with_added_rows', 'better_and_weaker_teacher', 'training_formats', 'content_changes',
+           'rationale_contents', 'rationale_weights', 'rationale_shares', 'compute_curves', 'decoder_prefix',
+           'search_runs', 'Figure', 'data_size_teacher', 'over_students', 'over_both', 'presets_of', 'drawn',
+           'few_steps', 'smoke_version', 'grid', 'specs_of', 'vary_curve', 'vary', 'find_or_make', 'measure', 'publish',
+           'missing', 'output_folder', 'published_beside', 'in_order']
 
 # %% ../../nbs/evidence/34_grids.ipynb #a67d9f0c
 from collections.abc import Callable, Iterable, Sequence
@@ -92,6 +92,7 @@ class Setup:
     step_by_step: RunSpec  # Settings of step-by-step, and of every other method that learns from rationales
     by_size: dict = field(default_factory=dict)  # (one of the two, size) -> settings chosen there
     by_student: dict = field(default_factory=dict)  # Student -> settings that it alone has
+    more_updates: dict = field(default_factory=dict)  # Size, student or rationales -> times the updates
     unit: str = 'n_train'  # What sizes are: "n_train" or "train_fraction"
     seeds: tuple = (0, 1, 2)
     fewer_seeds: tuple = ()  # Of curves that no claim is about; empty: `seeds`
@@ -112,6 +113,11 @@ class Setup:
     shares: tuple = (0.0, 0.15, A_THIRD, 0.5, 1.0)  # Of rows that have a rationale
     prefix_ratio: float = 1.25  # Updates with one encoder pass that cost as much as one with two
 
+# %% ../../nbs/evidence/34_grids.ipynb #f6ab0009
+def longer(specs: Iterable[RunSpec], ratio: float) -> list[RunSpec]:
+    "The same runs with more updates."
+    return [replace(s, max_steps=round(ratio * s.max_steps)) for s in specs]
+
 # %% ../../nbs/evidence/34_grids.ipynb #f6ab0006
 def curve_of(
     setup: Setup,
@@ -126,18 +132,14 @@ def curve_of(
     for student, size in product(students or (base.student,), sizes or (setup.size,)):
         chosen = setup.by_size.get((family, size), {}) | setup.by_student.get(student, {})
         point = replace(base, **chosen | {'student': student, setup.unit: size} | changes)
-        curve += expand(point, setup.seeds)
+        times = max(setup.more_updates.get(what, 1) for what in (size, student, changes.get('rationales')))
+        curve += longer(expand(point, setup.seeds), times)
     return curve
 
 # %% ../../nbs/evidence/34_grids.ipynb #f6ab0098
 def beside(setup: Setup) -> Setup:
     "The same with fewer seeds."
     return replace(setup, seeds=setup.fewer_seeds or setup.seeds)
-
-# %% ../../nbs/evidence/34_grids.ipynb #f6ab0009
-def longer(specs: Iterable[RunSpec], ratio: float) -> list[RunSpec]:
-    "The same runs with more updates."
-    return [replace(s, max_steps=round(ratio * s.max_steps)) for s in specs]
 
 # %% ../../nbs/evidence/34_grids.ipynb #3c55d211
 SEARCH = dict(
@@ -253,6 +255,7 @@ def full_setup(
 
 # %% ../../nbs/evidence/34_grids.ipynb #f6ab0015
 STUDENTS = ('scratch-16x2', 'scratch-32x2', 'scratch-64x2')
+MORE_UPDATES = {640: 2, STUDENTS[0]: 2, 'scrambled': 2, 'random': 2}  # On heavier_than
 
 
 def embedded_setups() -> dict[str, Setup]:  # panel -> setup
@@ -260,7 +263,7 @@ def embedded_setups() -> dict[str, Setup]:  # panel -> setup
     sizes = SIZES['heavier_than']
     controls = dict(contents=('shuffled_within', 'scrambled', 'weight_0'), shares=(0.0, A_THIRD, 1.0))
     all_curves = dict(search_sizes=sizes, search_students=STUDENTS[:2], weights=(0.0, 0.3, 1.0, 3.0))
-    all_curves |= dict(contents=(*CONTENTS, 'human', 'uninformed'), guessing_error=0.5)
+    all_curves |= dict(contents=(*CONTENTS, 'human', 'uninformed'), guessing_error=0.5, more_updates=MORE_UPDATES)
     return dict(
         same_kind=full_setup('same_kind', teacher_sizes=(150, 300), students=STUDENTS[:2], **controls),
         heavier_than=full_setup('heavier_than', teacher_sizes=sizes, students=STUDENTS, **all_curves),
