@@ -273,8 +273,8 @@ def embedded_setups() -> dict[str, Setup]:  # panel -> setup
     )
 
 # %% ../../nbs/evidence/34_grids.ipynb #34b00005
-QUICK_SETTINGS = '0.3/0.006/64/0/0.1'  # Of `settings_tried`
-QUICK_UPDATES = dict(same_kind=800, heavier_than=400, weight_untold=400)
+QUICK_SETTINGS = dict(same_kind='0.3/0.006/64/0/0.1', heavier_than='1/0.006/64/0/0', weight_untold='1/0.006/64/0/0')
+QUICK_UPDATES = dict(same_kind=800, heavier_than=300, weight_untold=300)
 
 
 def quick_setup(
@@ -282,7 +282,7 @@ def quick_setup(
     **fields,  # Of a `Setup`
 ) -> Setup:
     "An embedded task with three seeds and one setting for both methods."
-    base = replace(EMBEDDED_BASE, task=task, **settings_tried(QUICK_UPDATES[task])[QUICK_SETTINGS])
+    base = replace(EMBEDDED_BASE, task=task, **settings_tried(QUICK_UPDATES[task])[QUICK_SETTINGS[task]])
     few = dict(contents=('shuffled_within', 'scrambled'), formats=('single_task', 'answer_first'))
     few |= dict(weights=(0.3, 1.0, 3.0), shares=(A_THIRD, 1.0), students=STUDENTS[:2])
     return Setup(replace(base, method='standard'), base, seeds=(0, 1, 2), **few | fields)
