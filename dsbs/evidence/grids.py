@@ -283,8 +283,8 @@ def quick_setup(
 ) -> Setup:
     "An embedded task with three seeds and one setting for both methods."
     base = replace(EMBEDDED_BASE, task=task, **settings_tried(QUICK_UPDATES[task])[QUICK_SETTINGS[task]])
-    few = dict(contents=('shuffled_within', 'scrambled'), formats=('single_task', 'answer_first'))
-    few |= dict(weights=(0.3, 1.0, 3.0), shares=(A_THIRD, 1.0), students=STUDENTS[:2])
+    few = dict(contents=('shuffled_within',), formats=('single_task', 'answer_first'), weights=(1.0, 3.0))
+    few |= dict(shares=(A_THIRD, 1.0), students=STUDENTS[:2], more_updates={STUDENTS[0]: 2})
     return Setup(replace(base, method='standard'), base, seeds=(0, 1, 2), **few | fields)
 
 
