@@ -702,14 +702,15 @@ def vary_curve(
     **settings,
 ) -> list[RunSpec]:
     "One curve with other sizes, seeds or settings."
-    seeds = seeds or list(dict.fromkeys(s.seed for s in specs))
-    points = dict.fromkeys(with_seed(s, 0) for s in specs)
+    points = {}  # Point -> its seeds
+    for s in specs:
+        points.setdefault(with_seed(s, 0), []).append(s.seed)
     goes_over_sizes = len({(p.n_train, p.train_fraction) for p in points}) > 1
     if sizes and goes_over_sizes:
         unit = 'n_train' if specs[0].n_train else 'train_fraction'
-        points = dict.fromkeys(replace(p, **{unit: n}) for p in points for n in sizes)
-    points = dict.fromkeys(replace(p, **settings) for p in points)
-    return [with_seed(p, s) for p in points for s in seeds]
+        points = {replace(p, **{unit: n}): own for p, own in points.items() for n in sizes}
+    points = {replace(p, **settings): seeds or own for p, own in points.items()}
+    return [with_seed(p, s) for p, some in points.items() for s in some]
 
 # %% ../../nbs/evidence/34_grids.ipynb #f6ab0063
 def vary(
@@ -738,8 +739,8 @@ PANELS = {  # panel -> its name on a figure
     'same_kind': 'same_kind: hard to start',
     'heavier_than': 'heavier_than: information',
     'weight_untold': 'weight_untold: negative control',
-    'same_kind_augmented': 'same_kind, rows without labels added',
-    'heavier_than_augmented': 'heavier_than, rows without labels added',
+    'same_kind_augmented': 'same_kind, rows added',
+    'heavier_than_augmented': 'heavier_than, rows added',
     'quick_same_kind': 'same_kind, made by quick',
     'quick_heavier_than': 'heavier_than, made by quick',
     'quick_weight_untold': 'weight_untold, made by quick',

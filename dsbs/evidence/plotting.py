@@ -179,7 +179,7 @@ def gaps(
     notes += [f'{missing} runs missing'] if missing else []
     notes += [f'{lost} runs without a number'] if lost else []
     unconverged = len(not_converged(frame))
-    notes += [f'circled: {unconverged} runs had not converged'] if unconverged else []
+    notes += [f'circled: not converged ({unconverged} of {len(frame)} runs)'] if unconverged else []
     return notes + (['one seed: no error bars'] if set(seeds_at(frame, x)) == {1} else [])
 
 # %% ../../nbs/evidence/38_plotting.ipynb #bf1a0965
@@ -275,7 +275,7 @@ def accuracy_curves(
         circle_unconverged(ax, good, 'at', 'test_accuracy')
         mark_places(ax, at, x)
     reference_lines(ax, beside)
-    ax.set(xlabel=f'{AXES[x]} ({seeds_note(frame, [x])})', ylabel='Test accuracy (%)')
+    ax.set(xlabel=f'{AXES[x]}\n({seeds_note(frame, [x])})', ylabel='Test accuracy (%)')
     write_gaps(ax, gaps(frame, beside.missing, [x]))
     ax.set_title(literal(beside.title), loc='left')
     return ax

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['TIDY', 'HOLDS', 'FAILS', 'EQUIVALENT', 'UNDECIDED', 'NOT_COMPARABLE', 'SEEDS_AT_A_LOOK', 'LOOK_LEVEL', 'SEEDS_RULE',
            'POWER', 'MOST_MORE', 'PARTS', 'SPLIT_DRAWS', 'UNTOLD_AT_MOST', 'NUMBERS', 'MOVES', 'mean_interval',
-           'from_bits', 'run_row', 'examples_asked', 'tidy', 'example_frame', 'summary', 'Gain', 'satterthwaite',
-           'crossed_gain', 'binomial_variance', 'gain_over_seeds', 'unpaired_gain', 'Differences', 'bits_by_seed',
-           'shared_questions', 'paired_differences', 'mean_differences', 'gain_row', 'paired_gains', 'line_of',
-           'line_of_no_gain', 'line_of_all', 'line_of_any', 'holm', 'p_values', 'verdicts', 'looked_twice',
+           'from_bits', 'run_row', 'largest', 'examples_asked', 'tidy', 'example_frame', 'summary', 'Gain',
+           'satterthwaite', 'crossed_gain', 'binomial_variance', 'gain_over_seeds', 'unpaired_gain', 'Differences',
+           'bits_by_seed', 'shared_questions', 'paired_differences', 'mean_differences', 'gain_row', 'paired_gains',
+           'line_of', 'line_of_no_gain', 'line_of_all', 'line_of_any', 'holm', 'p_values', 'verdicts', 'looked_twice',
            'more_seeds', 'chance_limit', 'at_chance', 'Leaving', 'leaving', 'gain_parts', 'drawn_again',
            'variance_drawn', 'part_gains', 'split_gain', 'share_leaving', 'examples_needed', 'smallest_and_least',
            'run_move', 'run_moves', 'mean_move', 'gain_move']
@@ -89,6 +89,13 @@ def run_row(
     return row | asked | dict(panel=panel, curve=curve, key=record['key'], n_train=record['metrics']['n_train'])
 
 # %% ../../nbs/evidence/33_statistics.ipynb #33000006
+def largest(
+    rows: pd.DataFrame,  # Of `run_row`
+) -> pd.Series:  # Parameters
+    "The parameters of each run's student, of whatever vocabulary: the most among the panel's runs of that student."
+    return rows.groupby(['panel', 'student'])['parameters'].transform('max')
+
+
 def examples_asked(
     rows: pd.DataFrame,  # Of `run_row`
 ) -> pd.Series:  # Examples
@@ -105,7 +112,7 @@ def tidy(
     if not runs:
         return pd.DataFrame(columns=list(TIDY))
     rows = pd.DataFrame([run_row(*run) for run in runs])
-    return rows.assign(n_train=examples_asked(rows))[list(TIDY)]
+    return rows.assign(n_train=examples_asked(rows), parameters=largest(rows))[list(TIDY)]
 
 # %% ../../nbs/evidence/33_statistics.ipynb #d207908b
 def example_frame() -> pd.DataFrame:
