@@ -1,6 +1,7 @@
 "The split of a gain: its parts add up, whatever the runs; and other people's runs, recomputed with nothing of ours."
 
 import csv
+import json
 import re
 import statistics
 from pathlib import Path
@@ -9,6 +10,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import binom
 
 from dsbs.evidence.statistics import PARTS, at_chance, part_gains, share_leaving, split_gain
 
@@ -97,3 +99,33 @@ def test_what_the_notebook_says_of_all_shares():
     assert sum(left for left, *_ in parts.values()) == 13
     assert '13 of 36 standard runs' in said() and 'all 13 of step-by-step' in said()
     assert re.search(r'5\.3 points of starting and 3\.3 of generalising', said())
+
+
+def same_kind_runs(n_train, **wanted):
+    "Our runs on `same_kind`, read with nothing of ours: whether each leaves chance, and whether it converged."
+    usual = dict(student='scratch-32x2', label_source='human', rationales='teacher', rationale_weight=1.0)
+    usual |= dict(task='same_kind', n_train=n_train, rationale_share=1.0, teacher_error=0.05, mutual_information=0.0)
+    usual |= dict(extra='', task_prefix='encoder') | wanted
+    records = [json.loads(line) for line in (ROOT / 'reports' / 'results' / 'embedded.jsonl').open(encoding='utf-8')]
+    runs = [r['metrics'] for r in records if all(r['spec'][name] == value for name, value in usual.items())]
+    least = binom.ppf(0.975, 500, 0.5) / 5  # Percent that guessing passes in 2.5% of cases
+    return [(m['test_accuracy'] > least, m['converged']) for m in runs]
+
+
+def leaving(runs):  # "8 of 10"
+    return f'{sum(left for left, _ in runs)} of {len(runs)}'
+
+
+def test_what_the_notebook_says_of_our_runs():
+    by_rationales = dict(method='step_by_step', n_train=150)
+    plain = [same_kind_runs(n, method='standard', max_steps=2000) for n in (100, 150, 300)]
+    ours = [same_kind_runs(n, method='step_by_step') for n in (100, 150, 300)]
+    longer = same_kind_runs(150, method='standard', max_steps=4000)
+    text = said()
+    assert f'{leaving(plain[1])} standard runs leave chance, {leaving(longer)} with the compute' in text
+    assert f'and {leaving(ours[1])} of step-by-step' in text
+    scrambled, within = (same_kind_runs(**by_rationales, rationales=r) for r in ('scrambled', 'shuffled_within'))
+    assert f'{leaving(scrambled)} leave with scrambled words, {leaving(within)} with rationales shuffled' in text
+    assert f'and {leaving(same_kind_runs(**by_rationales, rationale_weight=0.0))} with weight 0' in text
+    staying = [converged for runs in plain + ours for left, converged in runs if not left]
+    assert all(staying) and f'All {len(staying)} have fitted their rows' in text
