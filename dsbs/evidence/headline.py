@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['AS_IN_THE_PAPER', 'THEIRS', 'THEIR_ROW', 'SIZES_FIGURE', 'SHOWN_TASKS', 'SHOWN_CURVES', 'OUR_ROW', 'FLAGS',
-           'COMPARED', 'NUMBER', 'ASKED_BY_ID', 'CQA_PANEL', 'ANLI_PANEL', 'INFORMATION', 'ESNLI', 'LEAVE_CHANCE',
-           'their_panels', 'write_heading', 'draw_theirs', 'OurRuns', 'our_runs', 'student_factor', 'draw_ours',
-           'headline_figure', 'write_headline', 'outcome', 'tenths', 'measured', 'flagged', 'compared', 'Sentence',
-           'panel_of', 'answer', 'over_shares', 'independent_mean_gain', 'paper_scale', 'result_sentence',
-           'mean_sentence', 'start_sentence', 'content_sentence', 'headline_sentences', 'as_markdown']
+           'COMPARED', 'NUMBER', 'ASKED_BY_ID', 'CQA_PANEL', 'ANLI_PANEL', 'INFORMATION', 'ESNLI', 'their_panels',
+           'write_heading', 'draw_theirs', 'OurRuns', 'our_runs', 'student_factor', 'draw_ours', 'headline_figure',
+           'write_headline', 'outcome', 'tenths', 'measured', 'flagged', 'compared', 'Sentence', 'panel_of', 'answer',
+           'over_shares', 'independent_mean_gain', 'paper_scale', 'result_sentence', 'mean_sentence', 'start_sentence',
+           'content_sentence', 'headline_sentences', 'as_markdown']
 
 # %% ../../nbs/evidence/40_headline.ipynb #40000004
 import re
@@ -280,21 +280,16 @@ def mean_sentence(topic: str, name: str, panel: str, found: dict[str, dict]) -> 
     return Sentence(f'{topic} step-by-step is {compared(gain)} standard finetuning, {over}.', SIZES_FIGURE)
 
 # %% ../../nbs/evidence/40_headline.ipynb #40000045
-LEAVE_CHANCE = dict(
-    ahead='makes more runs leave chance than',
-    behind='makes fewer runs leave chance than',
-    undecided='is not shown to make more or fewer runs leave chance than',
-)
-
-
 def start_sentence(found: dict[str, dict]) -> Sentence | None:
     "How many runs leave chance, where starting is hard."
     asked, gain = (of('emb-start', 'same_kind', found) for of in (panel_of, answer))
     if asked is None:
         return None
     left = (100.0 * left_chance(asked.runs)).groupby(asked.runs['curve']).mean()
-    text = f'Starting (same_kind): step-by-step {LEAVE_CHANCE[outcome(gain)]} standard finetuning: {left[OURS]:.0f}% '
-    text += f'against {left[asked.against]:.0f}%, {measured(gain, "")}, {gain.seeds} seeds.'
+    text = (
+        f"Starting (same_kind): {left[OURS]:.0f}% of step-by-step's runs leave chance and {left[asked.against]:.0f}% "
+    )
+    text += f"of standard finetuning's: {flagged(gain)}, {gain.seeds} seeds."
     return Sentence(text, SIZES_FIGURE)
 
 # %% ../../nbs/evidence/40_headline.ipynb #40000048
