@@ -432,11 +432,11 @@ def more_seeds(
 ) -> int | None:  # How many more; None: more than `MOST_MORE`, or it is not known
     "How many more seeds would decide, from the observed spread."
     of_seeds = (gain.error**2 - gain.lasting**2) * gain.seeds
-    for n in range(gain.seeds + 1, gain.seeds + MOST_MORE + 1):
-        reach = stats.t.ppf(1 - level / 2, n - 1) + stats.t.ppf(POWER, n - 1)
-        if abs(gain.mean - value) > reach * math.sqrt(of_seeds / n + gain.lasting**2):
-            return n - gain.seeds
-    return None
+    more = np.arange(1, MOST_MORE + 1)
+    n = gain.seeds + more
+    reach = stats.t.ppf(1 - level / 2, n - 1) + stats.t.ppf(POWER, n - 1)
+    enough = more[abs(gain.mean - value) > reach * np.sqrt(of_seeds / n + gain.lasting**2)]
+    return int(enough[0]) if len(enough) else None
 
 # %% ../../nbs/evidence/33_statistics.ipynb #33100002
 def chance_limit(
