@@ -9,16 +9,16 @@ __all__ = ['TRAINED_WITH', 'CONTENTS', 'FORMATS', 'A_THIRD', 'SEARCH', 'EMBEDDED
            'QUICK_SETTINGS', 'QUICK_UPDATES', 'STANDIN_BASE', 'ALIKE', 'PRETRAINED', 'GPT_NEOX', 'SETUPS', 'OWN_BASE',
            'SHARED_TERM', 'WITH_ALL_SEEDS', 'EMBEDDED_PANELS', 'QUICK_PANELS', 'STANDIN_PANELS', 'PAPER_PANELS',
            'TWO_EMBEDDED', 'ONE_QUICK', 'ON_ALL', 'ON_TWO', 'NOT_STANDIN', 'ON_ONE', 'NOT_PAPER', 'PAPER_FIGURES',
-           'FIGURES', 'PUBLISHED', 'PRESETS', 'MORE_SEEDS', 'PANELS', 'MEASURED_HERE', 'with_seed', 'expand',
-           'distinct_values', 'runs_table', 'Setup', 'longer', 'curve_of', 'beside', 'half_fraction', 'settings_tried',
-           'was_chosen', 'settings_chosen', 'embedded_setup', 'full_setup', 'embedded_setups', 'quick_setup',
-           'quick_setups', 'standin_setups', 'paper_setup', 'paper_setups', 'searched_setups', 'own_setup',
-           'two_methods', 'data_size_human', 'with_added_rows', 'better_and_weaker_teacher', 'training_formats',
-           'content_changes', 'rationale_contents', 'rationale_weights', 'rationale_shares', 'compute_curves',
-           'decoder_prefix', 'search_runs', 'Figure', 'data_size_teacher', 'over_students', 'over_both', 'presets_of',
-           'drawn', 'few_steps', 'smoke_version', 'with_more_seeds', 'looked_at_again', 'grid', 'specs_of',
-           'vary_curve', 'vary', 'find_or_make', 'measure', 'publish', 'missing', 'output_folder', 'published_beside',
-           'in_order']
+           'FIGURES', 'PUBLISHED', 'PRESETS', 'SMOKE_CURVES', 'MORE_SEEDS', 'PANELS', 'MEASURED_HERE', 'with_seed',
+           'expand', 'distinct_values', 'runs_table', 'Setup', 'longer', 'curve_of', 'beside', 'half_fraction',
+           'settings_tried', 'was_chosen', 'settings_chosen', 'embedded_setup', 'full_setup', 'embedded_setups',
+           'quick_setup', 'quick_setups', 'standin_setups', 'paper_setup', 'paper_setups', 'searched_setups',
+           'own_setup', 'two_methods', 'data_size_human', 'with_added_rows', 'better_and_weaker_teacher',
+           'training_formats', 'content_changes', 'rationale_contents', 'rationale_weights', 'rationale_shares',
+           'compute_curves', 'decoder_prefix', 'search_runs', 'Figure', 'data_size_teacher', 'over_students',
+           'over_both', 'presets_of', 'drawn', 'few_steps', 'smoke_curves', 'smoke_version', 'with_more_seeds',
+           'looked_at_again', 'grid', 'specs_of', 'vary_curve', 'vary', 'find_or_make', 'measure', 'publish', 'missing',
+           'output_folder', 'published_beside', 'in_order']
 
 # %% ../../nbs/evidence/34_grids.ipynb #a67d9f0c
 from collections import Counter
@@ -113,7 +113,7 @@ class Setup:
     formats: tuple = FORMATS  # How else rationales are learned
     weights: tuple = (0.0, 0.1, 0.3, 1.0, 3.0)  # Of the rationale task
     shares: tuple = (0.0, 0.15, A_THIRD, 0.5, 1.0)  # Of rows that have a rationale
-    prefix_ratio: float = 1.25  # Updates with one encoder pass that cost as much as one with two
+    prefix_ratio: float = 1.25  # Updates with one encoder pass that cost as much as one with two; 0: not compared
 
 # %% ../../nbs/evidence/34_grids.ipynb #f6ab0009
 def longer(specs: Iterable[RunSpec], ratio: float) -> list[RunSpec]:
@@ -285,7 +285,7 @@ def quick_setup(
 ) -> Setup:
     "An embedded task with three seeds and one setting for both methods."
     base = replace(EMBEDDED_BASE, task=task, **settings_tried(QUICK_UPDATES[task])[QUICK_SETTINGS[task]])
-    few = dict(contents=('shuffled_within',), formats=('single_task', 'answer_first'), weights=(1.0, 3.0))
+    few = dict(contents=('shuffled_within',), formats=('single_task',), weights=(1.0, 3.0), prefix_ratio=0)
     few |= dict(shares=(A_THIRD, 1.0), students=STUDENTS[:2], more_updates={STUDENTS[0]: 2})
     return Setup(replace(base, method='standard'), base, seeds=(0, 1, 2), **few | fields)
 
@@ -513,7 +513,7 @@ def decoder_prefix(setup: Setup) -> dict[str, list[RunSpec]]:
         standard=curve_of(setup, 'standard'),
         step_by_step=curve_of(setup, 'step_by_step'),
         decoder=decoder,
-        decoder_longer=longer(decoder, setup.prefix_ratio),
+        decoder_longer=longer(decoder, setup.prefix_ratio) if setup.prefix_ratio else [],
         shuffled_within=curve_of(setup, 'step_by_step', **shuffled),
         decoder_shuffled=curve_of(few, 'step_by_step', **shuffled, task_prefix='decoder'),
     )
@@ -663,12 +663,19 @@ def few_steps(spec: RunSpec) -> RunSpec:
     return replace(spec, max_steps=4, eval_every=2, patience=0, **fewer)
 
 
+SMOKE_CURVES = 6
+
+
+def smoke_curves(curves: dict[str, list[RunSpec]]) -> dict[str, list[RunSpec]]:
+    "The first two points of each curve, one seed, a few steps each; of many curves, six that stand evenly apart."
+    some = list(curves)[:: -(-len(curves) // SMOKE_CURVES)]
+    return {c: [few_steps(s) for s in curves[c] if s.seed == curves[c][0].seed][:2] for c in some}
+
+
 def smoke_version(panels: dict[str, dict[str, list[RunSpec]]]) -> dict[str, dict[str, list[RunSpec]]]:
-    "The first two points of each curve, one seed, a few steps each."
-    return {
-        panel: {curve: [few_steps(s) for s in specs if s.seed == specs[0].seed][:2] for curve, specs in curves.items()}
-        for panel, curves in panels.items()
-    }
+    "Panels as `smoke_curves` makes them, without those that need recorded data."
+    here = {panel: curves for panel, curves in panels.items() if next(iter(curves.values()))[0].task in EMBEDDED}
+    return {panel: smoke_curves(curves) for panel, curves in here.items()}
 
 # %% ../../nbs/evidence/34_grids.ipynb #34d00002
 MORE_SEEDS = dict(  # figure -> panel -> curves of the lines that the first look left undecided

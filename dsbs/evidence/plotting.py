@@ -6,12 +6,12 @@
 __all__ = ['LOOKS', 'THEME', 'AXES', 'FROM_ZERO', 'NOTHING_KNOWN', 'STAYS', 'PART_COLOR', 'PART_LOOKS', 'Look', 'curves_in',
            'by_name', 'short_number', 'literal', 'finite', 'seeds_at', 'seeds_note', 'not_converged', 'gaps',
            'write_gaps', 'Beside', 'reference_lines', 'places', 'mark_places', 'hollow_points', 'circle_unconverged',
-           'accuracy_curves', 'shared_legend', 'panels_figure', 'accuracy_table', 'finish_rows', 'accuracy_rows',
-           'published_rows', 'Known', 'rows_figure', 'RunsPanel', 'draw_runs', 'draw_known', 'write_at_chance',
-           'runs_note', 'runs_panel', 'runs_figure', 'StartPanel', 'draw_starts', 'draw_parts', 'starts_figure',
-           'leaving_rows', 'leaving_figure', 'search_rows', 'search_figure', 'cell_means', 'passing_map',
-           'tokens_a_step', 'validations', 'learning_curves', 'headline_bars', 'cost_lines', 'machine_dots',
-           'gain_names', 'machine_gains', 'save_figure']
+           'accuracy_curves', 'shared_legend', 'panels_figure', 'accuracy_table', 'finish_rows', 'write_gaps_below',
+           'accuracy_rows', 'published_rows', 'Known', 'rows_figure', 'RunsPanel', 'draw_runs', 'draw_known',
+           'write_at_chance', 'runs_note', 'runs_panel', 'runs_figure', 'StartPanel', 'draw_starts', 'draw_parts',
+           'starts_figure', 'leaving_rows', 'leaving_figure', 'search_rows', 'search_figure', 'cell_means',
+           'passing_map', 'tokens_a_step', 'validations', 'learning_curves', 'headline_bars', 'cost_lines',
+           'machine_dots', 'gain_names', 'machine_gains', 'save_figure']
 
 # %% ../../nbs/evidence/38_plotting.ipynb #fb3c07f8
 from collections.abc import Iterable, Sequence
@@ -120,11 +120,10 @@ THEME = (
 
 # %% ../../nbs/evidence/38_plotting.ipynb #170743e0
 def short_number(value: float) -> str:
-    "A number as it stands at an axis: 1,600 or 0.18M or 540B."
-    if value >= 1e9:
-        return f'{value / 1e9:.3g}B'
-    if value >= 1e4:
-        return f'{value / 1e6:.3g}M'
+    "A number as it stands at an axis: 1,600 or 58K or 540B."
+    for unit, size in dict(B=1e9, M=1e6, K=1e3).items():
+        if value >= max(size, 1e4):
+            return f'{value / size:.3g}{unit}'
     return f'{value:,.0f}' if value == int(value) else f'{value:g}'
 
 
@@ -326,14 +325,21 @@ def accuracy_table(
 
 # %% ../../nbs/evidence/38_plotting.ipynb #29469aed
 def finish_rows(ax: plt.Axes, curves: Sequence[str], title: str, names: bool = True):
-    "Label an axes whose rows are curves, the first on top."
+    "Label an axes whose rows are curves, the first on top; a title's parts stand on lines of their own."
     ax.set_yticks(range(len(curves)), [LOOKS[c].name if names else '' for c in curves])
     ax.set_ylim(max(0.6, len(curves) - 0.4), -0.6)
     ax.grid(axis='y', visible=False)
     ax.set_ylabel('')
-    ax.set_title(literal(title), loc='left')
+    ax.set_title(literal(title.replace(': ', ':\n').replace(', ', ',\n')), loc='left')
 
 # %% ../../nbs/evidence/38_plotting.ipynb #43aae71b
+def write_gaps_below(ax: plt.Axes, notes: Sequence[str]):
+    "Write them below the label of the axis, where they hide no row."
+    text = '\n'.join(notes).replace(' (', '\n(')
+    place = dict(xycoords='axes fraction', textcoords='offset points', ha='center', va='top')
+    ax.annotate(text, (0.5, 0), (0, -38), fontsize=7, color='#a00000', **place)
+
+
 def accuracy_rows(
     ax: plt.Axes,
     frame: pd.DataFrame,  # From `statistics.tidy`, of one panel
@@ -353,10 +359,10 @@ def accuracy_rows(
         sns.pointplot(good, errorbar='se', capsize=0.25, err_kws=dict(linewidth=1.2), **points, **looks, **drawn)
         hollow_points(ax, good, 'test_accuracy', 'at')
         circle_unconverged(ax, good, 'test_accuracy', 'at')
-    finish_rows(ax, curves, beside.title.replace(': ', ':\n'), names)
+    finish_rows(ax, curves, beside.title, names)
     reference_lines(ax, beside, along='y')
     ax.set_xlabel(f'Test accuracy (%)\n{seeds_note(frame, [])}')
-    write_gaps(ax, gaps(frame, beside.missing, []))
+    write_gaps_below(ax, gaps(frame, beside.missing, []))
     return ax
 
 # %% ../../nbs/evidence/38_plotting.ipynb #2bf416c8
