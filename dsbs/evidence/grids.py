@@ -193,7 +193,10 @@ FINALISTS = {  # task -> method -> names in `settings_tried`, best first
         'standard': ('0.3/0.006/64/0.1/0', '0.3/0.006/64/0/0.1', '1/0.002/16/0.1/0.1'),
         'step_by_step': ('0.3/0.006/16/0/0', '0.3/0.006/16/0.1/0.1', '0.3/0.006/64/0.1/0'),
     },
-    'esnli': dict.fromkeys(('standard', 'step_by_step'), ('0.3/0.002/64/0.1/0.1',)),
+    'esnli': {
+        'standard': ('1/0.002/64/0/0.1', '1/0.002/64/0.1/0', '1/0.006/64/0/0'),
+        'step_by_step': ('1/0.002/64/0/0.1', '1/0.002/16/0/0', '1/0.006/64/0/0'),
+    },
 }
 CHOSEN = {  # task -> method -> size -> name in `settings_tried`
     'same_kind': {
