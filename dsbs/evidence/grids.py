@@ -5,20 +5,20 @@
 # %% auto #0
 __all__ = ['TRAINED_WITH', 'CONTENTS', 'FORMATS', 'A_THIRD', 'SEARCH', 'EMBEDDED_BASE', 'UPDATES', 'FIRST_UPDATES', 'VALIDATIONS',
            'ROUNDS', 'FIRST_SEEDS', 'N_FINALISTS', 'CONVERGED', 'SIZES', 'SECOND_ROUND_AT', 'FIRST_ROUND_AT',
-           'CONTROLS_AT', 'FINALISTS', 'CHOSEN', 'EMBEDDED_SEEDS', 'SIMULATED', 'STUDENTS', 'MORE_UPDATES',
-           'QUICK_SETTINGS', 'QUICK_UPDATES', 'STANDIN_BASE', 'ALIKE', 'PRETRAINED', 'GPT_NEOX', 'SETUPS', 'OWN_BASE',
-           'SHARED_TERM', 'WITH_ALL_SEEDS', 'EMBEDDED_PANELS', 'QUICK_PANELS', 'STANDIN_PANELS', 'PAPER_PANELS',
-           'TWO_EMBEDDED', 'ONE_QUICK', 'ON_ALL', 'ON_TWO', 'NOT_STANDIN', 'ON_ONE', 'NOT_PAPER', 'PAPER_FIGURES',
-           'FIGURES', 'PUBLISHED', 'PRESETS', 'SMOKE_CURVES', 'MORE_SEEDS', 'PANELS', 'MEASURED_HERE', 'with_seed',
-           'expand', 'distinct_values', 'runs_table', 'Setup', 'longer', 'curve_of', 'beside', 'half_fraction',
-           'settings_tried', 'was_chosen', 'settings_chosen', 'embedded_setup', 'full_setup', 'embedded_setups',
-           'quick_setup', 'quick_setups', 'standin_setups', 'paper_setup', 'paper_setups', 'searched_setups',
-           'own_setup', 'two_methods', 'data_size_human', 'with_added_rows', 'better_and_weaker_teacher',
-           'training_formats', 'content_changes', 'rationale_contents', 'rationale_weights', 'rationale_shares',
-           'compute_curves', 'decoder_prefix', 'search_runs', 'Figure', 'data_size_teacher', 'over_students',
-           'over_both', 'presets_of', 'drawn', 'few_steps', 'smoke_curves', 'smoke_version', 'with_more_seeds',
-           'looked_at_again', 'grid', 'specs_of', 'vary_curve', 'vary', 'find_or_make', 'measure', 'publish', 'missing',
-           'output_folder', 'published_beside', 'in_order']
+           'CONTROLS_AT', 'FINALISTS', 'CHOSEN', 'EQUAL_COMPUTE', 'EMBEDDED_SEEDS', 'SIMULATED', 'STUDENTS',
+           'MORE_UPDATES', 'QUICK_SETTINGS', 'QUICK_UPDATES', 'STANDIN_BASE', 'ALIKE', 'PRETRAINED', 'GPT_NEOX',
+           'SETUPS', 'OWN_BASE', 'SHARED_TERM', 'WITH_ALL_SEEDS', 'EMBEDDED_PANELS', 'QUICK_PANELS', 'STANDIN_PANELS',
+           'PAPER_PANELS', 'TWO_EMBEDDED', 'ONE_QUICK', 'ON_ALL', 'ON_TWO', 'NOT_STANDIN', 'ON_ONE', 'NOT_PAPER',
+           'PAPER_FIGURES', 'FIGURES', 'PUBLISHED', 'PRESETS', 'SMOKE_CURVES', 'MORE_SEEDS', 'PANELS', 'MEASURED_HERE',
+           'with_seed', 'expand', 'distinct_values', 'runs_table', 'Setup', 'longer', 'curve_of', 'beside',
+           'half_fraction', 'settings_tried', 'was_chosen', 'settings_chosen', 'embedded_setup', 'full_setup',
+           'embedded_setups', 'quick_setup', 'quick_setups', 'standin_setups', 'paper_setup', 'paper_setups',
+           'searched_setups', 'own_setup', 'two_methods', 'data_size_human', 'with_added_rows',
+           'better_and_weaker_teacher', 'training_formats', 'content_changes', 'rationale_contents',
+           'rationale_weights', 'rationale_shares', 'compute_curves', 'decoder_prefix', 'search_runs', 'Figure',
+           'data_size_teacher', 'over_students', 'over_both', 'presets_of', 'drawn', 'few_steps', 'smoke_curves',
+           'smoke_version', 'with_more_seeds', 'looked_at_again', 'grid', 'specs_of', 'vary_curve', 'vary',
+           'find_or_make', 'measure', 'publish', 'missing', 'output_folder', 'published_beside', 'in_order']
 
 # %% ../../nbs/evidence/34_grids.ipynb #a67d9f0c
 from collections import Counter
@@ -107,8 +107,7 @@ class Setup:
     teachers: tuple = ()  # Of different quality, best first: settings that pick one
     guessing_error: float = 0  # Share of false beliefs with which a simulated teacher merely guesses
     added_rows: dict = field(default_factory=dict)  # Settings that add rows without labels
-    equal_compute: tuple = ()  # Sizes where standard finetuning gets step-by-step's compute
-    compute_ratio: float = 2  # Updates of standard finetuning that cost as much as one of step-by-step
+    equal_compute: dict = field(default_factory=dict)  # Size -> times the updates, for step-by-step's tokens or more
     contents: tuple = CONTENTS  # What else is learned in place of rationales
     formats: tuple = FORMATS  # How else rationales are learned
     weights: tuple = (0.0, 0.1, 0.3, 1.0, 3.0)  # Of the rationale task
@@ -235,6 +234,13 @@ def embedded_setup(
     base = replace(EMBEDDED_BASE, task=task)
     return Setup(replace(base, method='standard'), base, settings_chosen(task), **fields)
 
+# %% ../../nbs/evidence/34_grids.ipynb #34d00012
+EQUAL_COMPUTE = {  # task -> training examples -> how many times the updates
+    'same_kind': {100: 2, 150: 2, 300: 2},
+    'heavier_than': {80: 4.7, 160: 2.4, 320: 2, 640: 2},
+    'weight_untold': {160: 2.6},
+}
+
 # %% ../../nbs/evidence/34_grids.ipynb #f6ab0014
 EMBEDDED_SEEDS = tuple(range(10))
 SIMULATED = (dict(teacher_error=0.05), dict(teacher_error=0.2))  # A better teacher, and a weaker one
@@ -254,7 +260,7 @@ def full_setup(
         size=size,
         teachers=SIMULATED,
         added_rows=dict(extra=task, n_extra=size),
-        equal_compute=sizes,
+        equal_compute=EQUAL_COMPUTE[task],
         **fields,
     )
 
@@ -273,7 +279,11 @@ def embedded_setups() -> dict[str, Setup]:  # panel -> setup
         same_kind=full_setup('same_kind', teacher_sizes=(150, 300), students=STUDENTS[:2], **controls),
         heavier_than=full_setup('heavier_than', teacher_sizes=sizes, students=STUDENTS, **all_curves),
         weight_untold=embedded_setup(
-            'weight_untold', seeds=EMBEDDED_SEEDS, sizes=sizes[:3], size=160, equal_compute=(160,)
+            'weight_untold',
+            seeds=EMBEDDED_SEEDS,
+            sizes=sizes[:3],
+            size=160,
+            equal_compute=EQUAL_COMPUTE['weight_untold'],
         ),
     )
 
@@ -296,7 +306,7 @@ def quick_setup(
 def quick_setups() -> dict[str, Setup]:  # panel -> setup
     "Fewer points of the same."
     some = dict(sizes=(80, 160, 320), size=160, teacher_sizes=(160, 320), search_sizes=(160, 320))
-    some |= dict(teachers=SIMULATED, added_rows=dict(extra='heavier_than', n_extra=160), equal_compute=(160,))
+    some |= dict(teachers=SIMULATED, added_rows=dict(extra='heavier_than', n_extra=160), equal_compute={160: 2.4})
     return dict(
         quick_same_kind=quick_setup('same_kind', sizes=(150, 300), size=150),
         quick_heavier_than=quick_setup('heavier_than', **some),
@@ -320,8 +330,7 @@ def standin_setups() -> dict[str, Setup]:  # panel -> setup
         sizes=tuple(ALIKE),
         size=1.0,
         students=('scratch-32x2', 'scratch-64x2', 'scratch-128x2'),
-        equal_compute=(0.25, 1.0),
-        compute_ratio=3,
+        equal_compute={0.25: 3, 1.0: 3},
         contents=('shuffled_within', 'scrambled', 'weight_0'),
         formats=('answer_first', 'rationale_as_input', 'mutual_information'),
     )
@@ -392,7 +401,7 @@ def own_setup(
         teacher_sizes=shares,
         size=1.0,
         students=('scratch-32x2', 'scratch-64x2', 'scratch-128x2'),
-        equal_compute=(1.0,),
+        equal_compute={1.0: 3},
     )
 
 # %% ../../nbs/evidence/34_grids.ipynb #11631406
@@ -416,7 +425,8 @@ def data_size_human(setup: Setup) -> dict[str, list[RunSpec]]:
     if setup.equal_compute:
         shuffled = curve_of(setup, 'step_by_step', rationales='shuffled_within')
         curves['shuffled_within'] = shuffled if 'shuffled_within' in setup.contents else []
-        curves['equal_compute'] = longer(curve_of(setup, 'standard', setup.equal_compute), setup.compute_ratio)
+        by_size = (longer(curve_of(setup, 'standard', (n,)), ratio) for n, ratio in setup.equal_compute.items())
+        curves['equal_compute'] = [s for specs in by_size for s in specs]
     return curves
 
 # %% ../../nbs/evidence/34_grids.ipynb #f6ab0027
@@ -502,7 +512,7 @@ def compute_curves(setup: Setup) -> dict[str, list[RunSpec]]:
     standard = curve_of(setup, 'standard')
     return dict(
         standard=standard,
-        equal_compute=longer(standard, setup.compute_ratio),
+        equal_compute=longer(standard, setup.equal_compute.get(setup.size, 2)),
         step_by_step=curve_of(setup, 'step_by_step'),
     )
 
