@@ -429,12 +429,13 @@ def more_seeds(
     gain: Gain,  # Undecided
     value: float = 0.0,  # From which it is to be told apart
     level: float = LOOK_LEVEL,  # In both directions together
+    power: float = POWER,
 ) -> int | None:  # How many more; None: more than `MOST_MORE`, or it is not known
     "How many more seeds would decide, from the observed spread."
     of_seeds = (gain.error**2 - gain.lasting**2) * gain.seeds
     more = np.arange(1, MOST_MORE + 1)
     n = gain.seeds + more
-    reach = stats.t.ppf(1 - level / 2, n - 1) + stats.t.ppf(POWER, n - 1)
+    reach = stats.t.ppf(1 - level / 2, n - 1) + stats.t.ppf(power, n - 1)
     enough = more[abs(gain.mean - value) > reach * np.sqrt(of_seeds / n + gain.lasting**2)]
     return int(enough[0]) if len(enough) else None
 
