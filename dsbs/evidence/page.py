@@ -1032,7 +1032,8 @@ our own runs of small students on generated tasks. The sentences below say what 
 </ul>
 <p class="making">Gains are points of test accuracy, means over sizes (content: at one size), with 95% intervals over
 seeds and, where runs share them, questions. Undecided: the interval holds zero. Equivalent: it lies within 2 points of
-zero. Other people's runs are lines of <code>reports/independent_runs.csv</code>.</p>
+zero. Each interval stands alone; the verdicts below count all lines.
+Other people's runs are lines of <code>reports/independent_runs.csv</code>.</p>
 {% else %}
 <p class="nothing">No run is published yet.</p>
 {% endif %}

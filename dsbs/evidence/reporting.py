@@ -35,7 +35,7 @@ from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
 from ..data.tasks import load_task
-from .claims import VERDICTS, judge
+from .claims import UNDECIDED, VERDICTS, judge
 from .grids import FIGURES, PRESETS, grid, measure, output_folder, presets_of, publish
 from .headline import write_headline
 from .page import write_page
@@ -458,9 +458,10 @@ def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def verdicts(
     rows: list[dict],  # From `claims.judge`
 ) -> str:  # Markdown
-    "How many lines have each verdict, by scale."
-    kinds = list(VERDICTS)
-    counts = pd.crosstab([r['preset'] for r in rows], [r['verdict'] for r in rows]).reindex(columns=kinds, fill_value=0)
+    "How many lines have each verdict, by scale; undecided lines without a run apart."
+    kinds = [*VERDICTS, 'no run yet']
+    found = ['no run yet' if r['verdict'] == UNDECIDED and not r['n'] else r['verdict'] for r in rows]
+    counts = pd.crosstab([r['preset'] for r in rows], found).reindex(columns=kinds, fill_value=0)
     presets = dict.fromkeys(r['preset'] for r in rows)
     return markdown_table(['scale', *kinds], [[f'`{p}`', *map(str, counts.loc[p])] for p in presets])
 
