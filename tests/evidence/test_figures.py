@@ -203,3 +203,20 @@ def test_the_report_and_the_readme_show_the_published_records(published):
     readme = (published / 'README.md').read_text()
     assert as_markdown(headline_sentences(reports / 'results', reports / INDEPENDENT)).strip() in readme
     assert verdicts(claims) in readme
+
+
+@pytest.mark.parametrize('preset', ['embedded', 'quick', 'standin'])
+def test_equal_compute_is_at_least_the_tokens_of_step_by_step(preset):
+    "With all updates: a run that answers everything stops early."
+    if not (RESULTS / f'{preset}.jsonl').is_file():
+        pytest.skip('nothing is published for this preset yet')
+    found = read_results(RESULTS / f'{preset}.jsonl')
+
+    def tokens(spec):
+        metrics = found[canonical_json(asdict(spec))]['metrics']
+        return metrics['tokens'] / metrics['steps'] * spec.max_steps
+
+    for curves in grid('fig4_data_size_human', preset).values():
+        ours = {(s.n_train, s.train_fraction, s.seed): tokens(s) for s in curves['step_by_step']}
+        for s in curves.get('equal_compute', ()):
+            assert tokens(s) >= 0.98 * ours[s.n_train, s.train_fraction, s.seed], s
