@@ -691,16 +691,7 @@ def smoke_version(panels: dict[str, dict[str, list[RunSpec]]]) -> dict[str, dict
     return {panel: smoke_curves(curves) for panel, curves in here.items()}
 
 # %% ../../nbs/evidence/34_grids.ipynb #34d00002
-MORE_SEEDS = dict(  # figure -> panel -> curves of the lines that the first look left undecided
-    fig4_data_size_human=dict(
-        same_kind=('standard', 'step_by_step', 'equal_compute'),
-        heavier_than=('standard', 'step_by_step'),
-        weight_untold=('standard', 'step_by_step'),
-    ),
-    compute=dict(same_kind=('standard', 'step_by_step', 'equal_compute'), heavier_than=('standard', 'step_by_step')),
-    rationale_share=dict(same_kind=('step_by_step',), heavier_than=('step_by_step',)),
-    fig6_model_size_human=dict(same_kind=('standard', 'step_by_step')),
-)
+MORE_SEEDS = {}  # figure -> panel -> curves of the lines that the first look left undecided
 
 
 def with_more_seeds(specs: list[RunSpec]) -> list[RunSpec]:
