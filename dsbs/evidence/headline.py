@@ -247,7 +247,7 @@ def paper_scale(table: Path) -> str:
     runs = independent_starts(read_independent(table))
     cqa, anli = (independent_mean_gain(runs[runs['panel'] == panel]) for panel in (CQA_PANEL, ANLI_PANEL))
     starting = splits(runs[runs['panel'] == ANLI_PANEL])['starting'].mean(skipna=False)
-    start = '' if pd.isna(starting) else f' ({tenths(starting)} of it as fewer runs end at chance)'
+    start = '' if pd.isna(starting) else f' ({tenths(starting)} from fewer runs at chance)'
     return (
         f'Step-by-step gains {flagged(cqa, " points")} on CommonsenseQA and {flagged(anli)} on ANLI-R1{start} '
         "in other people's T5-base runs"
