@@ -454,6 +454,8 @@ def starts_more_often(panel: Panel) -> Evidence:
         runs = pd.concat([runs_at(panel, curve, size=size) for size in sizes])
         left[curve] = (100.0 * left_chance(runs)).groupby([runs['seed'], runs['size']]).mean()
     share = pd.DataFrame(left).dropna()  # Seeds and sizes that both have
+    if not len(share):
+        raise NoRuns('no seed has both runs')
     ahead = (share['step_by_step'] - share[panel.against]).groupby('seed').mean()
     wins, losses = int((ahead > 0).sum()), int((ahead < 0).sum())
     line = {HOLDS: sign_test(wins, losses), FAILS: sign_test(losses, wins)}
