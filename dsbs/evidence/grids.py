@@ -9,19 +9,18 @@ __all__ = ['TRAINED_WITH', 'CONTENTS', 'FORMATS', 'A_THIRD', 'SEARCH', 'EMBEDDED
            'MORE_UPDATES', 'QUICK_SETTINGS', 'QUICK_UPDATES', 'STANDIN_BASE', 'ALIKE', 'PRETRAINED', 'GPT_NEOX',
            'SETUPS', 'OWN_BASE', 'SHARED_TERM', 'WITH_ALL_SEEDS', 'EMBEDDED_PANELS', 'QUICK_PANELS', 'STANDIN_PANELS',
            'PAPER_PANELS', 'TWO_EMBEDDED', 'ONE_QUICK', 'ON_ALL', 'ON_TWO', 'NOT_STANDIN', 'ON_ONE', 'NOT_PAPER',
-           'PAPER_FIGURES', 'FIGURES', 'PUBLISHED', 'PRESETS', 'SMOKE_CURVES', 'MORE_SEEDS', 'PANELS', 'MEASURED_HERE',
-           'with_seed', 'expand', 'distinct_values', 'runs_table', 'Setup', 'longer', 'curve_of', 'beside',
-           'half_fraction', 'settings_tried', 'was_chosen', 'settings_chosen', 'embedded_setup', 'full_setup',
-           'embedded_setups', 'quick_setup', 'quick_setups', 'standin_setups', 'paper_setup', 'paper_setups',
-           'searched_setups', 'own_setup', 'two_methods', 'data_size_human', 'with_added_rows',
-           'better_and_weaker_teacher', 'training_formats', 'content_changes', 'rationale_contents',
-           'rationale_weights', 'rationale_shares', 'compute_curves', 'decoder_prefix', 'search_runs', 'Figure',
-           'data_size_teacher', 'over_students', 'over_both', 'presets_of', 'drawn', 'few_steps', 'smoke_curves',
-           'smoke_version', 'with_more_seeds', 'looked_at_again', 'grid', 'specs_of', 'vary_curve', 'vary',
-           'find_or_make', 'measure', 'publish', 'missing', 'output_folder', 'published_beside', 'in_order']
+           'PAPER_FIGURES', 'FIGURES', 'PUBLISHED', 'PRESETS', 'SMOKE_CURVES', 'PANELS', 'MEASURED_HERE', 'with_seed',
+           'expand', 'distinct_values', 'runs_table', 'Setup', 'longer', 'curve_of', 'beside', 'half_fraction',
+           'settings_tried', 'was_chosen', 'settings_chosen', 'embedded_setup', 'full_setup', 'embedded_setups',
+           'quick_setup', 'quick_setups', 'standin_setups', 'paper_setup', 'paper_setups', 'searched_setups',
+           'own_setup', 'two_methods', 'data_size_human', 'with_added_rows', 'better_and_weaker_teacher',
+           'training_formats', 'content_changes', 'rationale_contents', 'rationale_weights', 'rationale_shares',
+           'compute_curves', 'decoder_prefix', 'search_runs', 'Figure', 'data_size_teacher', 'over_students',
+           'over_both', 'presets_of', 'drawn', 'few_steps', 'smoke_curves', 'smoke_version', 'grid', 'specs_of',
+           'vary_curve', 'vary', 'find_or_make', 'measure', 'publish', 'missing', 'output_folder', 'published_beside',
+           'in_order']
 
 # %% ../../nbs/evidence/34_grids.ipynb #a67d9f0c
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -690,28 +689,6 @@ def smoke_version(panels: dict[str, dict[str, list[RunSpec]]]) -> dict[str, dict
     here = {panel: curves for panel, curves in panels.items() if next(iter(curves.values()))[0].task in EMBEDDED}
     return {panel: smoke_curves(curves) for panel, curves in here.items()}
 
-# %% ../../nbs/evidence/34_grids.ipynb #34d00002
-MORE_SEEDS = {}  # figure -> panel -> curves of the lines that the first look left undecided
-
-
-def with_more_seeds(specs: list[RunSpec]) -> list[RunSpec]:
-    "A curve with twice the seeds at each point that has all of `EMBEDDED_SEEDS`."
-    seeds = Counter(with_seed(s, 0) for s in specs)
-    more = [s for s in specs if seeds[with_seed(s, 0)] == len(EMBEDDED_SEEDS)]
-    return [*specs, *(with_seed(s, s.seed + len(EMBEDDED_SEEDS)) for s in more)]
-
-
-def looked_at_again(
-    figure: str,  # One of `FIGURES`
-    panels: dict[str, dict[str, list[RunSpec]]],
-) -> dict[str, dict[str, list[RunSpec]]]:
-    "A figure's panels with the seeds of the second look."
-    again = MORE_SEEDS.get(figure, {})
-    return {
-        panel: {c: with_more_seeds(specs) if c in again.get(panel, ()) else specs for c, specs in curves.items()}
-        for panel, curves in panels.items()
-    }
-
 # %% ../../nbs/evidence/34_grids.ipynb #f6ab0057
 def grid(
     figure: str,  # One of `FIGURES`
@@ -731,7 +708,7 @@ def grid(
     if preset == 'smoke':
         return smoke_version(grid(figure, next(iter(f.data))))
     setups = SETUPS[preset]()
-    return looked_at_again(figure, drawn(f, {panel: setups[panel] for panel in f.data[preset]}))
+    return drawn(f, {panel: setups[panel] for panel in f.data[preset]})
 
 
 def specs_of(panels: dict[str, dict[str, list[RunSpec]]]) -> list[RunSpec]:
