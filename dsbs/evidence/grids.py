@@ -31,7 +31,7 @@ from ..data.embedded import EMBEDDED
 from ..data.paper import PAPER
 from ..records import Folders, UsageError, canonical_json, find_folders, one_of, thinned, write_jsonl
 from ..runs.experiments import find_published, read_results, run_all
-from ..runs.specs import ADDED, RunSpec, make_spec, run_key
+from ..runs.specs import ADDED, RunSpec, is_record_of, make_spec
 
 # %% ../../nbs/evidence/34_grids.ipynb #bafab228
 def with_seed(spec: RunSpec, seed: int) -> RunSpec:
@@ -790,7 +790,7 @@ def find_or_make(
     if preset == 'recorded':
         return found
     folders = find_folders(folders)
-    found = {s: r for s, r in found.items() if r and r['key'] == run_key(s, folders)}
+    found = {s: r for s, r in found.items() if is_record_of(r, s, folders)}
     todo = [s for s in specs if s not in found]
     made = run_all(todo, folders, workers, retry_failed)
     return found | dict(zip(todo, made, strict=True))

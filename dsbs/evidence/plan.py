@@ -6,8 +6,8 @@
 __all__ = ['SHAPES', 'TOKENS', 'TOKENS_OF_A_WORD', 'BYTES_KEPT', 'VOCABULARY', 'VALIDATED', 'SPEED', 'USED', 'LAUNCH', 'PARTS',
            'NO_COMPLETIONS', 'SMI', 'H200_GB', 'Shape', 'Tokens', 'mean_tokens', 'count_tokens', 'example_lengths',
            'learns_rationales', 'tokens_passed', 'memory_gb', 'gpu_hours', 'estimate', 'missing_weights', 'splits_read',
-           'missing_completions', 'missing_data', 'missing_sets', 'largest_gpu_gb', 'missing_memory', 'records_here',
-           'is_made', 'time_key', 'recorded_times', 'by_group', 'group_cost', 'total', 'memory_needed', 'plan']
+           'missing_completions', 'missing_data', 'missing_sets', 'largest_gpu_gb', 'missing_memory', 'is_made',
+           'time_key', 'recorded_times', 'by_group', 'group_cost', 'total', 'memory_needed', 'plan']
 
 # %% ../../nbs/evidence/36_plan.ipynb #ae18bbd4
 import json
@@ -22,11 +22,10 @@ from typing import NamedTuple
 
 from ..data.paper import PAPER
 from .grids import specs_of
-from ..hub import hub_name
-from ..method.settings import SCRATCH
+from ..method.settings import student_is_here
 from ..records import Folders, UsageError, canonical_json, find_folders
-from ..runs.experiments import read_results
-from ..runs.specs import ADDED, RunSpec, run_key
+from ..runs.experiments import read_results, records_here
+from ..runs.specs import RunSpec, is_record_of
 from ..teacher.extraction import read_completion
 from ..teacher.formats import FORMATS
 
@@ -173,20 +172,13 @@ def estimate(
 
 # %% ../../nbs/evidence/36_plan.ipynb #13ede5f7
 def missing_weights(specs: Iterable[RunSpec]) -> Iterator[dict]:  # what, get
-    "Pretrained students whose weights are not in the hub's cache."
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    for student in dict.fromkeys(s.student for s in specs):
-        if student in SCRATCH or not (name := hub_name(student)):
+    "Pretrained students whose weights are not on this machine."
+    for student, revision in dict.fromkeys((s.student, s.revision) for s in specs):
+        if student_is_here(student, revision):
             continue
-        snapshots = (Path(HF_HUB_CACHE) / f'models--{name.replace("/", "--")}' / 'snapshots').glob('*')
-        if any((p / 'config.json').is_file() and list(p.glob('*.safetensors')) for p in snapshots):
-            continue
-        size = f', about {4 * SHAPES[student].parameters / 1e9:.0f} GB' if student in SHAPES else ''
-        get = (
-            f'hf download {name}{size}; only *.safetensors are loaded: where the main branch has none, '
-            'take a converted revision and name it with revision='
-        )
+        get = f'dsbs weights get {student}' + (f' --revision {revision}' if revision else '')
+        if student in SHAPES:
+            get += f' ({4 * SHAPES[student].parameters / 1e9:.1f} GB; on disk twice that where the hub has only .bin)'
         yield dict(what=f'weights of {student}', get=get)
 
 # %% ../../nbs/evidence/36_plan.ipynb #36000020
@@ -269,21 +261,14 @@ def missing_memory(
             yield dict(what=f'a GPU with {gb:.0f} GB for {student}', get=here + (share if gb > H200_GB else ''))
 
 # %% ../../nbs/evidence/36_plan.ipynb #bcbfc150
-def records_here(runs: Path) -> dict[str, dict]:  # Settings as canonical JSON -> record
-    "The records of runs made on this machine."
-    found = [json.loads(p.read_text()) for p in sorted(runs.glob('*/record.json'))]
-    return {canonical_json(ADDED | r['spec']): r for r in found if isinstance(r, dict) and 'spec' in r}
-
-
 def is_made(
     spec: RunSpec,
-    local: dict[str, dict],  # From `records_here`
+    local: dict[str, dict],  # From `experiments.records_here`
     folders: Folders,
 ) -> bool:
     "Whether a run is made here, with the data that are here."
-    record = local.get(canonical_json(asdict(spec)))
     try:
-        return bool(record) and record['key'] == run_key(spec, folders)
+        return is_record_of(local.get(canonical_json(asdict(spec))), spec, folders)
     except UsageError:
         return False
 

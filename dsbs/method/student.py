@@ -16,6 +16,7 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from pathlib import Path
 
 import torch
 import transformers
@@ -31,7 +32,7 @@ from transformers import (
 )
 from transformers.activations import ACT2FN
 
-from ..hub import cached_first, hub_name
+from ..hub import cached_first, each_weight, has_safetensors, hub_name
 from .settings import SCRATCH, check_student
 from ..records import UsageError, one_of
 
@@ -292,7 +293,7 @@ def reading(
 
 # %% ../../nbs/method/20_student.ipynb #154ab085
 def load_config(
-    where: str,  # A folder, or a name on the hub
+    where: str,  # A folder
     what: str,  # For the message
     dropout: float,
     **known,  # For `from_pretrained`
@@ -308,15 +309,18 @@ def load_config(
 
 # %% ../../nbs/method/20_student.ipynb #49d78c31
 def load_weights(
-    where: str,  # A folder, or a name on the hub
+    where: str,  # A folder
     config,  # From `load_config`
     what: str,  # For the message
     **known,  # For `from_pretrained`
 ):  # A model of `transformers`
     "Load a student's weights and check them."
-    form = dict(config=config, dtype=torch.float32, use_safetensors=True)
+    numbers = has_safetensors(where)
+    form = dict(config=config, dtype=torch.float32, use_safetensors=numbers)
     report = dict(output_loading_info=True, ignore_mismatched_sizes=True)
-    with reading(what, '*.safetensors', leave=[OSError]):
+    with reading(what, '*.safetensors' if numbers else 'pytorch_model*.bin', leave=[OSError]):
+        for _ in () if numbers else each_weight(Path(where), what):  # in our words where it is no tensors
+            pass
         student, info = AutoModelForSeq2SeqLM.from_pretrained(where, **form, **report, **known)
         check_weights(student, info, what)
     return student

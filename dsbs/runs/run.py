@@ -38,7 +38,7 @@ from dsbs.method.answering import (
     unwritable,
 )
 from ..method.multitask import RATIONALE_START, Tokenised
-from ..method.settings import SCRATCH
+from ..method.settings import SCRATCH, first_weights
 from ..method.stack import StackedAnswers, StackedEngine, in_one_shape
 from ..method.student import SPECIAL, as_text, cut_ids, make_student, special_pieces
 from ..method.training import Engine, PlainEngine, Trainee, constant_loss, convergence, fit
@@ -79,7 +79,9 @@ def _prompts(folder):  # split -> hash of the prompt that a rationale set was as
 def made_on(spec: RunSpec, device: torch.device) -> dict:
     "What a record says of its making, beside `records.provenance`."
     name = torch.cuda.get_device_name(device) if device.type == 'cuda' else 'cpu'
-    return dict(device_name=name, isa=instruction_set(), processes=processes(), prompts=_prompts(spec.teacher))
+    made = dict(device_name=name, isa=instruction_set(), processes=processes(), prompts=_prompts(spec.teacher))
+    weights = first_weights(spec.student, spec.revision)
+    return made | (dict(weights=weights) if weights else {})
 
 # %% ../../nbs/runs/28_run.ipynb #962612f4
 SEPARATORS = dict(esnli='</s>', anli1='</s>')  # Tasks in whose inputs a special piece is meant as one

@@ -16,6 +16,7 @@ import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from ..method.answering import answer_settings
+from ..method.settings import fetch_student
 from ..method.student import quiet
 from ..method.views import ANSWER_MARK, REASON_MARK, prefixes
 from ..records import Folders, UsageError, canonical_json, is_main_process, write_text
@@ -192,6 +193,7 @@ def run_and_save(
 ) -> dict:  # The record
     "Train a student and keep it."
     student_folder = _new_folder(student_folder)
+    fetch_student(spec.student, spec.revision)
     data = prepare(spec, folders)
     trained = train_runs([data], progress)[0]
     if is_main_process():

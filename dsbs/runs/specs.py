@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LABEL_SOURCES', 'RATIONALES', 'KEEP', 'ENGINES', 'CHOICES', 'LIMITS', 'COUNTS', 'DATA_SETTINGS', 'FEW_LABELS',
            'FREE_LABELS', 'ADDED', 'CONTROLS', 'MAY_DIFFER', 'RunSpec', 'make_spec', 'RunData', 'Prepared',
-           'train_size', 'recipe', 'key_of', 'prepare', 'run_key', 'training_examples', 'in_common']
+           'train_size', 'recipe', 'key_of', 'prepare', 'run_key', 'is_record_of', 'training_examples', 'in_common']
 
 # %% ../../nbs/runs/25_specs.ipynb #9294ea6f
 import difflib
@@ -303,30 +303,44 @@ def key_of(
     spec: RunSpec,
     task: str,  # The task's name, which for a task folder is not its path
     hashes: dict[str, str],  # `RunData.hashes`
+    weights: dict | None = None,  # As a record names them, for a student on the hub that is not here
 ) -> str:  # 64 hexadecimal digits
     "The key of a run on data of these hashes; the data need not be at hand."
     settings = asdict(spec) | dict(task=task, teacher='a rationale set' if spec.teacher else '')
     settings = {name: value for name, value in settings.items() if name not in ADDED or value != ADDED[name]}
-    return hash_json(dict(spec=settings, data=hashes, student=student_hash(spec.student), recipe=recipe(spec)))
+    student = student_hash(spec.student, spec.revision, weights)
+    return hash_json(dict(spec=settings, data=hashes, student=student, recipe=recipe(spec)))
 
 # %% ../../nbs/runs/25_specs.ipynb #a628ec57
 def prepare(
     spec: RunSpec,
     folders: Folders | str | Path | None = None,  # As of `records.find_folders`
+    weights: dict | None = None,  # As of `key_of`
 ) -> Prepared:
-    "Load the data of a run and find its key; raises `UsageError` when the data are not there or not right."
+    "Load the data of a run and find its key; raises `UsageError` when data or weights are not there or not right."
     folders = find_folders(folders)
     data = _load(_data_settings(spec), folders.data)
     train_size(spec, data.task)
-    return Prepared(**vars(data), spec=spec, key=key_of(spec, data.task.name, data.hashes), folders=folders)
+    key = key_of(spec, data.task.name, data.hashes, weights)
+    return Prepared(**vars(data), spec=spec, key=key, folders=folders)
 
 # %% ../../nbs/runs/25_specs.ipynb #ae917b3d
 def run_key(
     spec: RunSpec,
     folders: Folders | str | Path | None = None,  # As of `records.find_folders`
+    weights: dict | None = None,  # As of `key_of`
 ) -> str:  # 64 hexadecimal digits
     "sha256 of all that can change a run's numbers: settings, data, teacher, the first weights, and the recipe."
-    return prepare(spec, folders).key
+    return prepare(spec, folders, weights).key
+
+# %% ../../nbs/runs/25_specs.ipynb #b1e94202
+def is_record_of(
+    record: dict | None,
+    spec: RunSpec,
+    folders: Folders | str | Path | None = None,  # As of `records.find_folders`
+) -> bool:
+    "Whether a record is that of a run with the data that are here."
+    return bool(record) and record['key'] == run_key(spec, folders, record.get('provenance', {}).get('weights'))
 
 # %% ../../nbs/runs/25_specs.ipynb #016ffc8d
 def _to_learn(row, readings, label_source, keep, answer):  # an example, or None

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from ..method.settings import SCRATCH
+from ..method.settings import SCRATCH, fetch_student, first_weights
 from dsbs.records import (
     DRIFT,
     EARLY,
@@ -136,6 +136,10 @@ def _prepare_again(record, folders):
             f'the record was made by recipe {made.get("recipe")}, and this code has recipe {recipe(spec)}: '
             f'check out commit {made.get("commit")} to make it again'
         )
+    fetch_student(spec.student, spec.revision)
+    here, recorded = first_weights(spec.student, spec.revision), made.get('weights')
+    if recorded and recorded != here:
+        raise UsageError(f'the weights of {spec.student} here are not those of the record: {recorded}, here {here}')
     return prepare(spec, folders)
 
 # %% ../../nbs/runs/30_verifying.ipynb #f4769b00

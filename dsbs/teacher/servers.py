@@ -21,7 +21,7 @@ from urllib.parse import parse_qsl, quote, quote_plus, urlsplit, urlunsplit
 from urllib.request import getproxies_environment, proxy_bypass_environment
 
 from ..data.fetch import retry_after
-from ..hub import cached_first
+from ..hub import cached_first, has_safetensors
 from ..records import UsageError, told
 from .questions import Answer, Question, Sampling
 from dsbs.teacher.replies import (
@@ -423,7 +423,7 @@ def _load_local(name):
     def load(where, **known):
         both = AutoConfig.from_pretrained(where, **known).is_encoder_decoder
         kind = AutoModelForSeq2SeqLM if both else AutoModelForCausalLM
-        llm = kind.from_pretrained(where, use_safetensors=True, dtype='auto', **known)
+        llm = kind.from_pretrained(where, use_safetensors=has_safetensors(where), dtype='auto', **known)
         return AutoTokenizer.from_pretrained(where, **known), llm
 
     return cached_first(load, name, f'model {name!r}')

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BENCH_COLUMNS', 'SHARES', 'Outcome', 'Rows', 'aligned', 'some_of', 'teacher_text', 'extract_text', 'run_text',
            'status_text', 'verify_text', 'verified_text', 'plan_text', 'reproduce_text', 'claims_text', 'data_text',
-           'bench_text']
+           'weights_text', 'bench_text']
 
 # %% ../../nbs/tools/48_output.ipynb #43ed5cd6
 from collections.abc import Sequence
@@ -200,6 +200,15 @@ def data_text(
     for task, found in r['tasks'].items():
         lines += [f'{task}: {state}: {some_of(names)}' for state, names in found.items() if names and state != 'right']
     return '\n'.join(lines)
+
+# %% ../../nbs/tools/48_output.ipynb #5c664301
+def weights_text(
+    w: dict,  # From `dsbs weights`: name, commit, sha256, files, bytes, folder
+) -> str:
+    "What weights are, and where they lie."
+    commit = f' at {w["commit"]}' if w['commit'] else ''
+    much = f'{len(w["files"])} files, {w["bytes"] / 1e9:.2f} GB'
+    return f'{w["name"]}{commit}: {much}, weights of sha256 {w["sha256"]}\n{w["folder"]}'
 
 # %% ../../nbs/tools/48_output.ipynb #2d30fc62
 BENCH_COLUMNS = {  # field of a row -> head of its column
