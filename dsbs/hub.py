@@ -20,6 +20,7 @@ import pickle
 import re
 import shutil
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,7 +166,7 @@ def why_not_read(path: Path, error: Exception, what: str) -> str:  # One line
     asked = re.search(r'GLOBAL ([\w.]+)', str(error))
     if asked:
         return f'{what}: {path.name} wants to run code of its own ({asked[1]}), which is not done'
-    says = ' '.join(str(error).split())[:100]
+    says = ' '.join(str(error).partition('WeightsUnpickler error:')[2].split() or str(error).split())[:100]
     name = '*.safetensors' if path.suffix == '.safetensors' else path.name
     return f'{what}: {name} cannot be read ({type(error).__name__}: {says}): get the file again'
 
@@ -178,10 +179,11 @@ def read_bin(path: Path, what: str) -> dict:  # Name -> tensor
         return torch.load(path, map_location='cpu', weights_only=True, **how)
 
     try:
-        try:
-            found = load(mmap=True)
-        except RuntimeError:  # a file from before torch 1.6 cannot be mapped
-            found = load()
+        with warnings.catch_warnings(action='ignore'):
+            try:
+                found = load(mmap=True)
+            except RuntimeError:  # a file from before torch 1.6 cannot be mapped
+                found = load()
     except (pickle.UnpicklingError, RuntimeError, ValueError, TypeError, LookupError, EOFError, AttributeError) as e:
         raise UsageError(why_not_read(path, e, what)) from None
     if not isinstance(found, dict) or not all(isinstance(w, torch.Tensor) for w in found.values()):
