@@ -380,47 +380,55 @@ def weights_here(name: str, revision: str, what: str) -> Weights | None:
 
 # %% ../nbs/01_hub.ipynb #aaf50816
 def what_would_help(error: Exception, name: str, revision: str) -> Exception | None:  # None: not known
-    "An error of the hub's library in our own words."
-    import httpx
-    from huggingface_hub import constants, errors
+    "An error of the hub's library, or of the HTTP library below it, in our own words."
+    from huggingface_hub.constants import ENDPOINT
 
-    place = f'{constants.ENDPOINT}/{name}'
+    place = f'{ENDPOINT}/{name}'
     later = 'the same call goes on where this one stopped; dsbs weights get fetches them where there is a network'
-    kinds = (
-        (errors.GatedRepoError, UsageError, f'{name} is gated', f'accept its terms at {place}, then hf auth login'),
-        (errors.RepositoryNotFoundError, UsageError, f'the hub has no {name}', 'check it, or hf auth login if private'),
+    known = (  # Name of the error's class or a class above it
+        ('GatedRepoError', UsageError, f'{name} is gated', f'accept its terms at {place}, then hf auth login'),
+        ('RepositoryNotFoundError', UsageError, f'the hub has no {name}', 'or it is private: then hf auth login'),
         (
-            errors.RevisionNotFoundError,
+            'RevisionNotFoundError',
             UsageError,
             f'{name} has no revision {revision}',
-            'see its branches and commits',
+            'name a branch, refs/pr/N, a commit',
         ),
-        (errors.HFValidationError, UsageError, f'{name[:100]} is no name of a model', 'give OWNER/NAME, or a folder'),
-        (errors.OfflineModeIsEnabled, UsageError, f'{name} is not here and HF_HUB_OFFLINE is set', later),
-        (httpx.ProxyError, WorkFailed, f'the proxy refused {place}', 'check HTTPS_PROXY and NO_PROXY'),
-        (httpx.TransportError, WorkFailed, f'no connection to {place}, or it was cut', later),
-        (errors.LocalEntryNotFoundError, WorkFailed, f'no connection to {place}', later),
-        (errors.HfHubHTTPError, WorkFailed, f'{place} cannot be read now', later),
+        ('HFValidationError', UsageError, f'{name[:100]!r} is no name of a model', 'give OWNER/NAME, or a folder'),
+        ('OfflineModeIsEnabled', UsageError, f'{name} is not here and HF_HUB_OFFLINE is set', later),
+        ('ProxyError', WorkFailed, f'the proxy lets nothing through to {place}', 'check HTTPS_PROXY and NO_PROXY'),
+        ('TransportError', WorkFailed, f'no connection to {place}, or it was cut', later),
+        ('LocalEntryNotFoundError', WorkFailed, f'no connection to {place}', later),
+        ('HfHubHTTPError', WorkFailed, f'{place} cannot be read now', later),
     )
-    found = next((kind for kind in kinds if isinstance(error, kind[0])), None)
-    return found and found[1](told(found[2], found[3], ' '.join(str(error).split())[:150]))
+    classes = [c.__name__ for c in type(error).__mro__]
+    if 'Consistency check failed' in str(error):
+        classes = ['TransportError']
+    for kind, ours, what, hint in known:
+        if kind in classes:
+            return ours(told(what, hint, ' '.join(str(error).split())[:150]))
+    return None
 
 # %% ../nbs/01_hub.ipynb #aaf50818
 @contextlib.contextmanager
 def hub_errors(what: str, name: str, revision: str):
-    "Errors of the hub's library as one line each."
+    "Errors of the hub's library as one line each; its own lines about each try are left out."
+    from huggingface_hub.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
     try:
         with disk_errors(what):
             yield
     except (UsageError, WorkFailed):
         raise
     except Exception as e:
-        cause = what_would_help(e.__cause__, name, revision) if e.__cause__ else None
-        if known := cause or what_would_help(e, name, revision):
-            raise type(known)(f'{what}: {known}') from None
-        if 'onsistency check' in str(e):
-            raise WorkFailed(f'{what}: the download of {name} was cut; call again') from None
-        raise
+        first = what_would_help(e.__cause__, name, revision) if e.__cause__ else None
+        if not (known := first or what_would_help(e, name, revision)):
+            raise
+        raise type(known)(f'{what}: {known}') from None
+    finally:
+        logging.set_verbosity(before)
 
 # %% ../nbs/01_hub.ipynb #aaf5081a
 def check_room(folder: Path, needed: int, what: str):  # needed: bytes

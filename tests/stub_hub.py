@@ -119,6 +119,9 @@ class Hub:
             def do_GET(self):
                 hub.answer(self)
 
+            def do_CONNECT(self):
+                hub.refuse(self, 407, 'a proxy that lets nothing pass')
+
         self.server = ThreadingHTTPServer(('127.0.0.1', 0), Handler)
         self.server.daemon_threads = True
         self.url = f'http://127.0.0.1:{self.server.server_address[1]}'

@@ -31,6 +31,7 @@ from dsbs.evidence.claims import (
 from dsbs.evidence.grids import FIGURES, PANELS, grid, specs_of
 from dsbs.evidence.plan import plan
 from dsbs.evidence.published import OPEN_CHOICES, PAPER_TABLES, REPRODUCTIONS
+from dsbs.hub import PINS
 from dsbs.records import UsageError
 
 IDS = [
@@ -561,9 +562,9 @@ def test_dry_run_of_the_paper(main, tmp_path, monkeypatch):
     status, out, _ = call()
     assert status == 0 and '112 runs in all' in out and 'hours of an H100' in out
     for name in (BASE, LARGE):
-        there = tmp_path / 'hub' / f'models--google--{name}' / 'snapshots' / 'abc'
+        there = tmp_path / 'hub' / f'models--google--{name}' / 'snapshots' / PINS[f'google/{name}']
         there.mkdir(parents=True)
-        for file in ('config.json', 'model.safetensors'):
+        for file in ('config.json', 'pytorch_model.bin', 'spiece.model'):
             (there / file).write_text('{}')
     for name in ('cqa_train', 'cqa_test'):
         (tmp_path / 'data' / 'cqa' / 'llm').mkdir(parents=True, exist_ok=True)

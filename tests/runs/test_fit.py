@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from dsbs.data.examples import Example
+from dsbs.hub import PINS
 from dsbs.method.student import make_student
 from dsbs.method.views import make_views
 from dsbs.records import UsageError
@@ -311,34 +312,38 @@ def test_a_run_ends_in_that_line(folder, tmp_path, main):
     assert not list((tmp_path / 'runs').rglob('record.json'))
 
 
-@pytest.mark.parametrize('name', ['t5-v1_1-base', 'google/t5-v1_1-base'])
-def test_pickled_weights_in_the_hubs_cache(folder, tmp_path, monkeypatch, name):
-    "The files of google/t5-v1_1-* as the hub has them on its main branch."
+def in_the_cache(folder, tmp_path, monkeypatch, name, commit, ref=''):
+    "Put a folder where the hub's cache has a model, and be offline."
     import huggingface_hub.constants
 
-    (folder / 'model.safetensors').unlink()
-    (folder / 'pytorch_model.bin').write_bytes(b'pickled')
-    at = tmp_path / 'cache' / 'models--google--t5-v1_1-base'
-    shutil.copytree(folder, at / 'snapshots' / (40 * 'a'))
-    (at / 'refs').mkdir()
-    (at / 'refs' / 'main').write_text(40 * 'a')
+    at = tmp_path / 'cache' / f'models--google--{name}'
+    shutil.copytree(folder, at / 'snapshots' / commit)
+    if ref:
+        (at / 'refs' / ref).parent.mkdir(parents=True, exist_ok=True)
+        (at / 'refs' / ref).write_text(commit)
     monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_CACHE', str(tmp_path / 'cache'))
     monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
-    with pytest.raises(UsageError) as e:
-        make_student(name)
-    said = str(e.value)
-    assert 'revision=refs/pr/N' in said and name in said and 'use_safetensors' not in said and '\n' not in said
+
+
+@pytest.mark.parametrize('name', ['t5-v1_1-base', 'google/t5-v1_1-base'])
+def test_pickled_weights_in_the_hubs_cache(folder, tmp_path, monkeypatch, name):
+    "The files of google/t5-v1_1-* as the hub has them on its main branch, at the commit that is pinned."
+    whole, _ = make_student(str(folder), dropout=0.0)
+    (folder / 'model.safetensors').unlink()
+    torch.save(whole.state_dict(), folder / 'pytorch_model.bin')
+    in_the_cache(folder, tmp_path, monkeypatch, 't5-v1_1-base', PINS['google/t5-v1_1-base'])
+    assert same(make_student(name, dropout=0.0)[0], whole)
+
+
+def test_another_commit_than_the_pinned_one_is_not_taken_for_it(folder, tmp_path, monkeypatch):
+    in_the_cache(folder, tmp_path, monkeypatch, 't5-v1_1-base', 40 * 'a', 'main')
+    assert make_student('t5-v1_1-base', revision='main')[0].num_parameters()
+    with pytest.raises(UsageError, match='is not here and HF_HUB_OFFLINE is set'):
+        make_student('t5-v1_1-base')
 
 
 def test_a_revision_with_safetensors_in_the_cache_is_taken(folder, tmp_path, monkeypatch):
-    import huggingface_hub.constants
-
-    at = tmp_path / 'cache' / 'models--google--t5-v1_1-base'
-    shutil.copytree(folder, at / 'snapshots' / (40 * 'b'))
-    (at / 'refs' / 'refs' / 'pr').mkdir(parents=True)
-    (at / 'refs' / 'refs' / 'pr' / '2').write_text(40 * 'b')
-    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_CACHE', str(tmp_path / 'cache'))
-    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
+    in_the_cache(folder, tmp_path, monkeypatch, 't5-v1_1-base', 40 * 'b', 'refs/pr/2')
     assert make_student('t5-v1_1-base', revision='refs/pr/2')[0].num_parameters()
 
 

@@ -150,7 +150,7 @@ def test_data_student_and_recipe_change_the_key(monkeypatch):
         + [key_of(spec, 'same_kind', hashes | {part: '0' * 64}) for part in hashes]
         + [key_of(spec, 'same_kinds', hashes)]
     )
-    for name, changed in (('student_hash', lambda name: '0' * 64), ('recipe', lambda spec: 4)):
+    for name, changed in (('student_hash', lambda *_: '0' * 64), ('recipe', lambda spec: 4)):
         with monkeypatch.context() as m:
             m.setattr(specs, name, changed)
             keys.append(key_of(spec, 'same_kind', hashes))
