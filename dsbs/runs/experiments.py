@@ -247,12 +247,13 @@ BUNDLE = 6  # Runs that train side by side at most
 
 
 def _bundles(specs, workers):  # lists of specs that can train side by side
-    alike = {}
+    alike, alone = {}, [[s] for s in specs if s.student not in SCRATCH]
     for s in specs:
-        alike.setdefault(in_common(s), []).append(s)
+        if s.student in SCRATCH:
+            alike.setdefault(in_common(s), []).append(s)
     size = min(BUNDLE, max(1, len(specs) // workers))
     bundles = [some[i : i + size] for some in alike.values() for i in range(0, len(some), size)]
-    return sorted(bundles, key=lambda some: len(some) * _cost(some[0]), reverse=True)
+    return alone + sorted(bundles, key=lambda some: len(some) * _cost(some[0]), reverse=True)
 
 # %% ../../nbs/runs/32_experiments.ipynb #6a4f8dd7
 def default_workers() -> int:
