@@ -11,18 +11,19 @@ __all__ = ['TRAINED_WITH', 'CONTENTS', 'FORMATS', 'A_THIRD', 'SEARCH', 'EMBEDDED
            'OWN_BASE', 'SHARED_TERM', 'WITH_ALL_SEEDS', 'EMBEDDED_PANELS', 'QUICK_PANELS', 'STANDIN_PANELS',
            'PAPER_PANELS', 'EVENING_PANELS', 'TWO_EMBEDDED', 'ONE_QUICK', 'ON_ALL', 'ON_TWO', 'NOT_STANDIN', 'ON_ONE',
            'NOT_PAPER', 'EVENING', 'PAPER_FIGURES', 'FIGURES', 'PUBLISHED', 'PRESETS', 'SMOKE_CURVES', 'Stage',
-           'PANELS', 'MEASURED_HERE', 'with_seed', 'expand', 'distinct_values', 'runs_table', 'Setup', 'longer',
-           'curve_of', 'beside', 'half_fraction', 'settings_tried', 'was_chosen', 'settings_chosen', 'embedded_setup',
-           'full_setup', 'embedded_setups', 'quick_setup', 'quick_setups', 'standin_setups', 'paper_setup',
-           'evening_setup', 'evening_setups', 'paper_setups', 'searched_setups', 'own_setup', 'two_methods',
-           'data_size_human', 'with_added_rows', 'better_and_weaker_teacher', 'training_formats', 'content_changes',
-           'rationale_contents', 'rationale_weights', 'rationale_shares', 'compute_curves', 'decoder_prefix',
-           'search_runs', 'Figure', 'data_size_teacher', 'over_students', 'over_both', 'presets_of', 'drawn',
-           'few_steps', 'smoke_curves', 'smoke_version', 'panels_on', 'grid', 'specs_of', 'size_of', 'stages',
-           'vary_curve', 'vary', 'find_or_make', 'measure', 'made_so_far', 'publish', 'missing', 'output_folder',
-           'published_beside', 'in_order']
+           'FOLDERS_NAMED', 'PANELS', 'MEASURED_HERE', 'with_seed', 'expand', 'distinct_values', 'runs_table', 'Setup',
+           'longer', 'curve_of', 'beside', 'half_fraction', 'settings_tried', 'was_chosen', 'settings_chosen',
+           'embedded_setup', 'full_setup', 'embedded_setups', 'quick_setup', 'quick_setups', 'standin_setups',
+           'paper_setup', 'evening_setup', 'evening_setups', 'paper_setups', 'searched_setups', 'own_setup',
+           'two_methods', 'data_size_human', 'with_added_rows', 'better_and_weaker_teacher', 'training_formats',
+           'content_changes', 'rationale_contents', 'rationale_weights', 'rationale_shares', 'compute_curves',
+           'decoder_prefix', 'search_runs', 'Figure', 'data_size_teacher', 'over_students', 'over_both', 'presets_of',
+           'drawn', 'few_steps', 'smoke_curves', 'smoke_version', 'panels_on', 'grid', 'specs_of', 'size_of', 'stages',
+           'vary_curve', 'vary', 'typed_settings', 'grids_of', 'find_or_make', 'measure', 'made_so_far', 'publish',
+           'missing', 'output_folder', 'published_beside', 'in_order']
 
 # %% ../../nbs/evidence/34_grids.ipynb #a67d9f0c
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -842,6 +843,31 @@ def vary(
         }
         for name, panel in panels.items()
     }
+
+# %% ../../nbs/evidence/34_grids.ipynb #34e00011
+FOLDERS_NAMED = ('task', 'student', 'teacher', 'extra_teacher')  # Settings that may name a folder
+
+
+def typed_settings(
+    settings: dict[str, str],  # Name -> value, as it was typed
+) -> dict:  # As `vary` takes them
+    "Settings with values of their own types; a `UsageError` as of `make_spec`."
+    spec = make_spec(asdict(RunSpec()) | settings)
+    typed = {name: getattr(spec, name) for name in settings}
+    paths = {name: os.path.expanduser(typed[name]) for name in FOLDERS_NAMED if typed.get(name)}
+    return typed | {name: os.path.abspath(path) for name, path in paths.items() if os.path.isdir(path)}
+
+
+def grids_of(
+    figures: Iterable[str],  # Some of `FIGURES`
+    preset: str,
+    task: str = '',  # As for `grid`
+    teacher: str = '',
+    settings: dict | None = None,  # Of every run, as for `vary`
+) -> dict[str, dict[str, dict[str, list[RunSpec]]]]:  # figure -> panel -> curve -> specs
+    "The runs of some figures, as they are or changed."
+    grids = {figure: grid(figure, preset, task, teacher) for figure in figures}
+    return {figure: vary(panels, **settings) for figure, panels in grids.items()} if settings else grids
 
 # %% ../../nbs/evidence/34_grids.ipynb #f6ab0065
 PANELS = {  # panel -> its name on a figure

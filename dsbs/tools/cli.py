@@ -323,15 +323,27 @@ def figure_named(
     return fitting[0] if fitting else one_of('figure', name, FIGURES)
 
 # %% ../../nbs/tools/49_cli.ipynb #6ca20037
+def _gpu(args):
+    from dsbs.evidence.plan import Gpu, card_here, card_named, read_measured
+
+    name = card_named(args.gpu) if args.gpu else card_here()
+    if args.measured and not name:
+        raise UsageError('--measured needs --gpu NAME, the card on which it was measured')
+    return Gpu(name, read_measured(args.measured) if args.measured else {})
+
+
 def _dry_run(args):
-    from dsbs.evidence.grids import FIGURES, SETUPS, grid, specs_of
+    from dsbs.evidence.grids import FIGURES, SETUPS, grids_of, specs_of, stages, typed_settings
     from dsbs.evidence.plan import plan
 
     one_of('preset of a dry run', args.preset, (*SETUPS, 'smoke'))
     names = [figure_named(name) for name in args.names] or FIGURES
-    wanted = {name: specs_of(grid(name, args.preset)) for name in names}
+    settings = typed_settings(settings_of(args.set))
+    grids = grids_of(names, args.preset, args.task or '', settings=settings)
+    wanted = {name: specs_of(panels) for name, panels in grids.items()}
     specs = [s for some in wanted.values() for s in some]
-    needed = plan(specs, args.data_dir, reports_dir(args.reports) / 'results')
+    results = reports_dir(args.reports) / 'results'
+    needed = plan(specs, args.data_dir, results, _gpu(args), stages(grids))
     return dict(preset=args.preset, figures={name: len(some) for name, some in wanted.items()}) | needed
 
 
@@ -339,13 +351,17 @@ def _workflow(wanted, engine, folder):
     from dsbs.tools.cluster import emit_snakemake
 
     one_of('engine', engine, ('snakemake',))
+    if wanted.settings:
+        raise UsageError('--set does not go with --emit: a workflow makes a preset as it is')
     return {'written': [str(path) for path in emit_snakemake(wanted, folder)]}
 
 # %% ../../nbs/tools/49_cli.ipynb #2b0fe3c5
 WHAT_TO_DRAW = (
     argument('names', nargs='*', metavar='NAME', help='figures, such as fig4 (default: all)'),
     argument(
-        '--preset', default='quick', help='recorded, smoke, quick (default), embedded, standin, search, own or paper'
+        '--preset',
+        default='quick',
+        help='recorded, smoke, quick (default), embedded, standin, search, evening, own or paper',
     ),
     argument(
         '--workers',
@@ -355,8 +371,17 @@ WHAT_TO_DRAW = (
         help='training processes (default: one for each CPU)',
     ),
     argument('--reports', metavar='DIR', help='folder of the reports (default: reports/)'),
-    argument('--task', metavar='DIR', help='of preset own: a task folder'),
+    argument(
+        '--task', metavar='TASK', help='only these tasks, such as svamp or svamp,cqa; of preset own: a task folder'
+    ),
     argument('--teacher', metavar='DIR', help='of preset own: its rationale set, from dsbs extract'),
+    argument(
+        '--set',
+        action='append',
+        default=[],
+        metavar='KEY=VALUE',
+        help='a setting of every run, such as max_steps=300; may be repeated; writes to changed/ in the reports folder',
+    ),
     argument('--retry-failed', action='store_true', help='also make runs that failed before'),
     argument(
         '--cell-timeout',
@@ -369,6 +394,10 @@ WHAT_TO_DRAW = (
         '--dry-run', action='store_true', help='only say which runs there are, what they take, and what is missing'
     ),
     argument(
+        '--gpu', metavar='NAME', help='of a dry run: the card, such as "RTX 4090" (default: the one that is here)'
+    ),
+    argument('--measured', metavar='FILE', help='of a dry run: the output of dsbs bench train --json on that card'),
+    argument(
         '--emit', nargs=2, metavar=('ENGINE', 'DIR'), help='only write a workflow into a new folder; ENGINE: snakemake'
     ),
 )
@@ -378,6 +407,9 @@ WHAT_TO_DRAW = (
 def _reproduce(args):
     if args.dry_run:
         return _dry_run(args)
+    if args.gpu or args.measured:
+        raise UsageError('--gpu and --measured go with --dry-run')
+    from dsbs.evidence.grids import typed_settings
     from dsbs.evidence.reporting import Reproduction, reproduce
 
     wanted = Reproduction(
@@ -389,6 +421,7 @@ def _reproduce(args):
         args.teacher or '',
         args.retry_failed,
         args.cell_timeout,
+        typed_settings(settings_of(args.set)),
     )
     if args.emit:
         return _workflow(wanted, *args.emit)
@@ -399,7 +432,7 @@ def _reproduce(args):
     'claims',
     "every claim, the paper's and our own, judged by the published records and by other people's runs",
     claims_text,
-    argument('--preset', help='embedded, quick, standin, independent or paper (default: all)'),
+    argument('--preset', help='embedded, quick, standin, evening, independent or paper (default: all)'),
     argument('--reports', metavar='DIR', help='folder of the reports (default: reports/)'),
 )
 def _claims(args):

@@ -132,18 +132,35 @@ def verified_text(
 # %% ../../nbs/tools/48_output.ipynb #1374348f
 def _group_row(g):  # one line of the runs that are still to be made
     minutes = '?' if g['cpu_minutes'] is None else g['cpu_minutes'] or ''
-    return [g['student'], g['method'], g['task'], g['runs'], g['gpu_memory_gb'] or '', g['gpu_hours'] or '', minutes]
+    memory = f'{g["gpu_memory_gb"]} (accumulation={g["accumulation"]})' if g['accumulation'] > 1 else g['gpu_memory_gb']
+    return [g['student'], g['method'], g['task'], g['runs'], memory or '', g['gpu_hours'] or '', minutes]
 
 
 def _total_time(p):
     total = []
     if p['gpu_hours']:
-        total.append(f'about {p["gpu_hours"]:,.0f} hours of an H100')
+        total.append(f'about {p["gpu_hours"]:,.{0 if p["gpu_hours"] >= 20 else 1}f} hours of an {p["gpu"] or "H100"}')
     if p['cpu_minutes'] is None:
         total.append('CPU minutes not known')
     elif p['cpu_minutes']:
         total.append(f'{p["cpu_minutes"]:,.0f} CPU minutes')
     return ', '.join(total) or 'nothing'
+
+
+def _cards(p):
+    if p['gpu'] or not p['cards']:
+        return ''
+    rows = [[c['card'], c['memory_gb'], c['gpu_hours'] or 'does not fit'] for c in p['cards']]
+    head = ['card (--gpu NAME)', 'memory, GB', 'hours in all']
+    return f'\n\nOn one card, by its published speed\n{aligned([head, *rows])}'
+
+
+def _order(p):
+    if not p['order']:
+        return ''
+    rows = [[r[name] for name in ('seed', 'figure', 'data', 'runs', 'gpu_hours', 'by_then')] for r in p['order']]
+    head = ['seed', 'figure', 'data', 'runs', 'hours', 'done after']
+    return f'\n\nIn this order, one by one, on one card\n{aligned([head, *rows])}'
 
 # %% ../../nbs/tools/48_output.ipynb #96542328
 def plan_text(
@@ -156,7 +173,7 @@ def plan_text(
     return (
         f'Runs of each figure at preset {p["preset"]}\n{aligned(list(p["figures"].items()))}\n\n'
         f'{runs} To be made:\n{aligned([head, *map(_group_row, p["groups"])])}\n\n'
-        f'In all: {_total_time(p)}\n\nMissing on this machine\n{lacks}'
+        f'In all: {_total_time(p)}{_cards(p)}{_order(p)}\n\nMissing on this machine\n{lacks}'
     )
 
 # %% ../../nbs/tools/48_output.ipynb #c2df5369
