@@ -371,7 +371,7 @@ def paper_setup(
 
 # %% ../../nbs/evidence/34_grids.ipynb #34e00002
 EVENING_STUDENTS = ('t5-v1_1-small', 't5-v1_1-base')
-EVENING_UPDATES = dict(svamp=1200, cqa=1500, anli1=1000, esnli=1000)  # Of 64 examples
+EVENING_UPDATES = dict(svamp=1200, cqa=1300, anli1=900, esnli=900)  # Of 64 examples
 EVENING_RATE = 3e-4
 EIGHTH = 0.125  # Of e-SNLI
 

@@ -480,7 +480,7 @@ def group_cost(
     if s.student in SHAPES:
         memory, hours = zip(*(gpu.estimate(x, tokens[x.task]) for x in specs), strict=True)
         cut = max(gpu.run(x, tokens[x.task]).accumulation for x in specs)
-        line |= dict(gpu_memory_gb=round(max(memory), 1), gpu_hours=round(fmean(hours), 2), cpu_minutes=0)
+        line |= dict(gpu_memory_gb=round(max(memory), 1), gpu_hours=round(fmean(hours), 3), cpu_minutes=0)
         return line | dict(accumulation=cut)
     known = [times.get(time_key(asdict(x))) for x in specs]
     minutes = round(fmean(fmean(seconds) for seconds in known) / 60, 2) if all(known) else None

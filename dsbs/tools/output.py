@@ -139,7 +139,8 @@ def _group_row(g):  # one line of the runs that are still to be made
 def _total_time(p):
     total = []
     if p['gpu_hours']:
-        total.append(f'about {p["gpu_hours"]:,.{0 if p["gpu_hours"] >= 20 else 1}f} hours of an {p["gpu"] or "H100"}')
+        where = f'on one {p["gpu"]}' if p['gpu'] else 'of an H100'
+        total.append(f'about {p["gpu_hours"]:,.{0 if p["gpu_hours"] >= 20 else 1}f} hours {where}')
     if p['cpu_minutes'] is None:
         total.append('CPU minutes not known')
     elif p['cpu_minutes']:
