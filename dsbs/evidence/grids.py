@@ -371,7 +371,7 @@ def paper_setup(
 
 # %% ../../nbs/evidence/34_grids.ipynb #34e00002
 EVENING_STUDENTS = ('t5-v1_1-small', 't5-v1_1-base')
-EVENING_UPDATES = dict(svamp=1200, cqa=1300, anli1=900, esnli=900)  # Of 64 examples
+EVENING_UPDATES = dict(svamp=1000, cqa=1200, anli1=800, esnli=800)  # Of 64 examples
 EVENING_RATE = 3e-4
 EIGHTH = 0.125  # Of e-SNLI
 
@@ -382,7 +382,7 @@ def evening_setup(
 ) -> Setup:
     "One of the paper's datasets, for an evening."
     updates = EVENING_UPDATES[task]
-    settings = dict(max_steps=updates, eval_every=updates // 5, learning_rate=EVENING_RATE, dtype='bfloat16')
+    settings = dict(max_steps=updates, eval_every=updates // 4, learning_rate=EVENING_RATE, dtype='bfloat16')
     base = RunSpec(task=task, student=EVENING_STUDENTS[-1], **settings)
     return Setup(
         replace(base, method='standard'),

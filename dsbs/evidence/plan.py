@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SHAPES', 'TOKENS', 'TOKENS_OF_A_WORD', 'BYTES_KEPT', 'VOCABULARY', 'CARDS', 'REFERENCE_CARD', 'VALIDATED', 'TESTED',
-           'USED', 'LAUNCH', 'BATCH_READ', 'REFERENCE_PACE', 'MAKERS', 'PARTS', 'NO_COMPLETIONS', 'SMI_NAME', 'SMI',
-           'H200_GB', 'Shape', 'Tokens', 'mean_tokens', 'count_tokens', 'example_lengths', 'learns_rationales',
-           'tokens_passed', 'memory_gb', 'Card', 'words_of', 'card_named', 'on_card', 'Pace', 'pace_of',
-           'answer_seconds', 'gpu_hours', 'read_measured', 'pace_for', 'estimate', 'Gpu', 'missing_weights',
+           'USED', 'LAUNCH', 'WRITTEN', 'LONGEST', 'BATCH_READ', 'REFERENCE_PACE', 'MAKERS', 'PARTS', 'NO_COMPLETIONS',
+           'SMI_NAME', 'SMI', 'H200_GB', 'Shape', 'Tokens', 'mean_tokens', 'count_tokens', 'example_lengths',
+           'learns_rationales', 'tokens_passed', 'memory_gb', 'Card', 'words_of', 'card_named', 'on_card', 'Pace',
+           'pace_of', 'answer_seconds', 'gpu_hours', 'read_measured', 'pace_for', 'estimate', 'Gpu', 'missing_weights',
            'splits_read', 'missing_completions', 'missing_data', 'missing_sets', 'largest_gpu_gb', 'missing_memory',
            'card_here', 'records_here', 'is_made', 'time_key', 'recorded_times', 'by_group', 'group_cost', 'total',
            'memory_needed', 'missing_of', 'on_each_card', 'in_turn', 'plan']
@@ -204,7 +204,9 @@ def on_card(
 VALIDATED = {'esnli': 9842, 'anli1': 1000, 'cqa': 975, 'svamp': 80}  # Rows of the validation splits
 TESTED = {'esnli': 9824, 'anli1': 1000, 'cqa': 1221, 'svamp': 200}  # Rows of the test splits
 USED = 0.35  # Share of a card's speed that training makes use of
-LAUNCH = 0.03  # Seconds for each update, and for each token that is written
+LAUNCH = 0.03  # Seconds for each update
+WRITTEN = 0.02  # Seconds for each token that a batch of answers is longer
+LONGEST = 1.5  # Tokens of the longest answer in a batch, over the mean
 BATCH_READ = 4096  # Input tokens that are answered at once
 
 
@@ -232,7 +234,8 @@ def answer_seconds(
     rows = spec.max_steps // spec.eval_every * VALIDATED[spec.task] + TESTED[spec.task]
     written = tokens.label + (tokens.rationale if spec.method == 'single_task' else 0)
     work = SHAPES[spec.student].parameters / 2 * 2 * rows * (tokens.input + written)
-    return work / pace.operations + LAUNCH * math.ceil(rows * tokens.input / BATCH_READ) * 2 * written
+    batches = math.ceil(rows * tokens.input / BATCH_READ)
+    return work / pace.operations + WRITTEN * batches * LONGEST * written
 
 
 def gpu_hours(
