@@ -13,9 +13,9 @@ __all__ = ['POINT', 'OURS', 'MEASURED', 'NO_CURVE', 'AS_GOOD', 'LABELS', 'ON_ALL
            'half_of_the_data', 'saved', 'average_saving', 'over_teacher', 'turned', 'above_teacher', 'allowing',
            'added_rows_help', 'weaker_teacher_helps', 'two_tasks_help', 'above_curve', 'mean_over_sizes',
            'above_over_sizes', 'no_gain', 'smaller_student', 'left_chance', 'sign_test', 'starts_more_often', 'Claim',
-           'esnli_claim', 'runs_of', 'curves_asked', 'panels_asked', 'independent_panel', 'Question', 'empty_row',
-           'runs_lacking', 'answered', 'Look', 'look_at', 'judged', 'folded', 'as_one', 'questions_of', 'unasked_rows',
-           'panels_ready', 'judge']
+           'esnli_claim', 'runs_of', 'curves_asked', 'panels_asked', 'independent_panel', 'shorter_trainings',
+           'evening_panel', 'Question', 'empty_row', 'runs_lacking', 'answered', 'Look', 'look_at', 'judged', 'folded',
+           'as_one', 'questions_of', 'unasked_rows', 'panels_ready', 'judge']
 
 # %% ../../nbs/evidence/37_claims.ipynb #9d2bcd39
 import math
@@ -807,6 +807,7 @@ ASKED = dict(  # Preset, or the scale of other people's runs -> claims
     embedded=EMBEDDED_CLAIMS,
     quick=EMBEDDED_CLAIMS,
     standin=ESNLI_CLAIMS,
+    evening=PAPER_CLAIMS,
     independent=PAPER_CLAIMS,
     paper=PAPER_CLAIMS,
 )
@@ -842,7 +843,7 @@ def panels_asked(
     preset: str,  # One of `JUDGED`
 ) -> dict[str, dict[str, list[RunSpec]]]:  # Panel, as the claim names it -> curve -> specs
     "The runs that answer a claim at a preset; a panel that the preset does not have is left out."
-    there = {name.removeprefix('quick_'): name for name in runs_of(claim.figure, preset)}
+    there = {name.removeprefix('quick_').removeprefix('evening_'): name for name in runs_of(claim.figure, preset)}
     return {name: curves_asked(claim, preset, there[name]) for name in claim.on if name in there}
 
 # %% ../../nbs/evidence/37_claims.ipynb #37100033
@@ -862,6 +863,36 @@ def independent_panel(
     gone = sorted(sizes - set(runs['size']))
     lacks = f'no run at {", ".join(map(in_words, gone))}' if gone and claim.check is every_point else ''
     return Panel(name, runs.assign(rationale_share=1.0), teacher, independent=True, lacks=lacks)
+
+# %% ../../nbs/evidence/37_claims.ipynb #37e00002
+def shorter_trainings(specs: Sequence[RunSpec], found: dict[RunSpec, dict | None]) -> str:
+    "How much shorter than the paper's some trainings are, in words."
+    most, paper = max(s.max_steps for s in specs), RunSpec().max_steps
+    ended = [r['metrics'].get('converged') for s in specs if (r := found.get(s))]
+    early = sum(value is False for value in ended)
+    return f'at most {most:,} updates (paper: {paper:,})' + (
+        f', {early} of {len(ended)} not converged' if early else ''
+    )
+
+
+def evening_panel(
+    claim: Claim,
+    name: str,  # A panel of preset paper
+    curves: dict[str, list[RunSpec]],  # From `panels_asked`
+    found: dict[RunSpec, dict | None],  # spec -> record
+    teacher: float | None = None,
+) -> Panel:
+    "The runs of an evening that have the paper's students and sizes."
+    theirs = specs_of({name: curves_asked(claim, 'paper', name)})
+    points = {(s.student, s.train_fraction) for s in theirs}
+    kept = {c: [s for s in specs if (s.student, s.train_fraction) in points] for c, specs in curves.items()}
+    specs = specs_of({name: kept})
+    panel = make_panel(name, kept if specs else curves, found, teacher)
+    if not specs:
+        return replace(panel, runs=panel.runs[:0])
+    gone = sorted({s.train_fraction for s in theirs} - {s.train_fraction for s in specs})
+    lacks = [f'no run at {", ".join(map(in_words, gone))}'] if gone and claim.check is every_point else []
+    return replace(panel, lacks='; '.join([*lacks, shorter_trainings(specs, found)]))
 
 # %% ../../nbs/evidence/37_claims.ipynb #40a2a4ef
 @dataclass(frozen=True)
@@ -935,7 +966,7 @@ def look_at(
         e, found, line = None, dict(detail=str(why)), NOTHING
     else:
         found, line = answered(e), e.line
-    lacking = [runs_lacking(p.runs) or p.lacks for p in q.panels]
+    lacking = [words for p in q.panels for words in (runs_lacking(p.runs), p.lacks)]
     detail = '; '.join(filter(None, (found['detail'], *lacking)))
     return Look(row | found | dict(detail=detail), line, e)
 
@@ -994,7 +1025,7 @@ def unasked_rows(preset: str) -> list[dict]:
     "The rows of what a scale cannot be asked, before any run: claims of the paper, and panels that a preset lacks."
     if preset in ('paper', 'independent'):
         return []
-    rows = [empty_row(claim, preset, '', ELSEWHERE) for claim in PAPER_CLAIMS]
+    rows = [empty_row(claim, preset, '', ELSEWHERE) for claim in PAPER_CLAIMS if preset != 'evening']
     for claim in ASKED[preset]:
         there = panels_asked(claim, preset)
         rows += [empty_row(claim, preset, PANELS[p], 'no such runs') for p in claim.on if p not in there]
@@ -1018,10 +1049,12 @@ def panels_ready(
     asked = {c.id: panels_asked(c, preset) for c in ASKED[preset]}
     specs = list(dict.fromkeys(s for panels in asked.values() for s in specs_of(panels)))
     found = dict(zip(specs, find_published(Path(results), specs), strict=True))
-    return [
-        (c, {name: make_panel(name, curves, found, teachers.get(name)) for name, curves in asked[c.id].items()})
-        for c in ASKED[preset]
-    ]
+
+    def ready(c, name, curves):
+        given = name, curves, found, teachers.get(name)
+        return evening_panel(c, *given) if preset == 'evening' else make_panel(*given)
+
+    return [(c, {name: ready(c, name, curves) for name, curves in asked[c.id].items()}) for c in ASKED[preset]]
 
 # %% ../../nbs/evidence/37_claims.ipynb #37000064
 def judge(

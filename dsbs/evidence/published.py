@@ -7,7 +7,7 @@ __all__ = ['PAPER_STANDARD', 'PAPER_STEP_BY_STEP', 'PAPER_TABLES', 'OREGON', 'OR
            'INDEPENDENT_SOURCE', 'SHORT_TEACHERS', 'PAPER_RATE', 'CHANCE', 'POINT', 'SAME', 'BASE', 'WHOLE', 'PLAIN',
            'HUMAN', 'OF_PALM', 'OF_GPT', 'FROM_PALM', 'FROM_GPT', 'OTHER_BATCH', 'SHOWN', 'GPT_HUMAN',
            'INDEPENDENT_FIGURES', 'PLACES', 'THE_PAPER', 'ONE_REPETITION', 'TABLE_1_TEACHERS', 'OREGON_TEACHERS',
-           'OPEN_CHOICES', 'STUDENT_SIZES', 'FACTS', 'FACTS_OF_FIGURES', 'FACTS_OF_DATA', 'MACHINES',
+           'OPEN_CHOICES', 'STUDENT_SIZES', 'FACTS', 'FACTS_OF_FIGURES', 'FACTS_OF_DATA', 'PAPER_CURVES', 'MACHINES',
            'read_independent', 'at_usual_rate', 'independent_means', 'runs_with', 'correspond', 'independent_gain',
            'labels_alone', 'independent_gains', 'RunsShown', 'places_of', 'shown_runs', 'known_points', 'known_beside',
            'kind_of_data', 'data_fact', 'span', 'student_fact', 'teacher_behind', 'teacher_fact', 'sizes_fact',
@@ -350,7 +350,11 @@ OPEN_CHOICES = [  # what the paper does not say, what we choose, why
         "as in the authors' code; students from random weights need it more",
     ),
     ("prefix on standard finetuning's inputs", '[label], as for step-by-step', "the authors' code has none there"),
-    ('precision', 'bfloat16 (paper), float32 (all else)', 'what a GPU and a CPU compute fast'),
+    (
+        'precision',
+        'bfloat16 with float32 weights (paper, evening), float32 (all else)',
+        'what a GPU and a CPU compute fast',
+    ),
     ('batches', 'of similar length, in random order', 'less padding'),
     (
         'validation rows of CQA and SVAMP',
@@ -405,7 +409,12 @@ def span(values: Iterable[float], form: str = '{:,}') -> str:
     return form.format(low) if low == high else f'{form.format(low)} to {form.format(high)}'
 
 # %% ../../nbs/evidence/35_published.ipynb #f6ab0069
-STUDENT_SIZES = {'t5-v1_1-base': '220M', 't5-v1_1-large': '770M', 't5-v1_1-xxl': '11B'}  # As the paper counts them
+STUDENT_SIZES = {  # As the paper counts them, which has no small one
+    't5-v1_1-small': '77M',
+    't5-v1_1-base': '220M',
+    't5-v1_1-large': '770M',
+    't5-v1_1-xxl': '11B',
+}
 
 
 def student_fact(specs: Sequence[RunSpec]) -> str:
@@ -502,11 +511,13 @@ def data_panels(figure: str, preset: str) -> dict[str, dict[str, list[RunSpec]]]
     return {panel: {'data': [SETUPS[p]()[panel].step_by_step]} for p in presets for panel in data[p]}
 
 # %% ../../nbs/evidence/35_published.ipynb #f6ab0083
-def controls_of(figure: str, panels: dict[str, dict[str, list[RunSpec]]]) -> str:
+PAPER_CURVES = ('standard', 'task_distillation', 'step_by_step', 'single_task', 'weaker_teacher')
+
+
+def controls_of(panels: dict[str, dict[str, list[RunSpec]]]) -> str:
     "The curves that a figure has beyond the paper's."
-    known = {curve for curves in grid(figure, 'paper').values() for curve in curves} | {'standard'}
     there = dict.fromkeys(curve for curves in panels.values() for curve in curves)
-    return ', '.join(curve.replace('_', ' ') for curve in there if curve not in known)
+    return ', '.join(curve.replace('_', ' ') for curve in there if curve not in PAPER_CURVES)
 
 # %% ../../nbs/evidence/35_published.ipynb #f6ab0085
 def compared_facts(
@@ -519,7 +530,7 @@ def compared_facts(
         return {fact: text(specs) for fact, text in FACTS_OF_DATA.items()}
     facts = {fact: text(specs) for fact, text in (FACTS | (FACTS_OF_FIGURES if f.where else {})).items()}
     if f.where:
-        facts['controls'] = controls_of(figure, panels) or 'none'
+        facts['controls'] = controls_of(panels) or 'none'
     facts['checkpoint'] = (
         'best on validation; the test split is scored once' if panels else 'best on the test split (published code)'
     )
@@ -545,7 +556,8 @@ def differences(
     "What a figure does otherwise than the paper, one column for each kind of data."
     by_kind = {}
     for panel, curves in (panels_compared(figure, preset) if panels is None else panels).items():
-        by_kind.setdefault(kind_of_data(specs_of({panel: curves})[0]), {})[panel] = curves
+        kind = kind_of_data(specs_of({panel: curves})[0]) + (', an evening' if panel.startswith('evening_') else '')
+        by_kind.setdefault(kind, {})[panel] = curves
     if not by_kind:
         return []
     columns = dict(paper=compared_facts(figure, {}))
