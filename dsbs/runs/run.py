@@ -268,7 +268,7 @@ def longest_label(task, examples: Sequence[Example], tokenizer, method: str = 's
 def constant_label_loss(task, rows: Sequence[Tokenised], tokenizer) -> float | None:  # Nats for each target token
     "`constant_loss` of the labels learned; None where they are free text, or stand in a longer target."
     special, targets = special_pieces(tokenizer), [r.label_target for r in rows]
-    known = [tokenizer(as_text(label, special)).input_ids for label in task.label_set]
+    known = label_ids(tokenizer, [as_text(label, special) for label in task.label_set])
     return constant_loss(targets) if all(target in known for target in targets) else None
 
 # %% ../../nbs/runs/28_run.ipynb #da3516bf
@@ -406,7 +406,7 @@ def rationale_metrics(run: Run) -> dict[str, float | None]:  # Percent
     inputs, targets = map(list, zip(*asked, strict=True))
     batches = input_batches(run.tokenizer, inputs, max_input=spec.max_input)
     start = RATIONALE_START if spec.task_prefix == 'decoder' else None
-    ids = run.tokenizer(targets).input_ids
+    ids = label_ids(run.tokenizer, targets)
     cut = [cut_ids(one, spec.max_target) for one in ids]
     found['rationale_token_accuracy'] = next_token_accuracy(run.ask(), batches, cut, start, spec.dtype)
     if spec.task in EMBEDDED:
