@@ -22,7 +22,7 @@ from ..data.answers import is_correct
 from ..data.examples import Example
 from ..data.tasks import load_task
 from .multitask import padded
-from .student import as_text, cut_ids, make_student, special_pieces
+from .student import as_text, cut_ids, make_student, special_pieces, written_ids
 from .views import ANSWER_MARK, REASON_MARK, label_from_output, make_views
 from ..teacher.sets import teacher_rationales
 
@@ -190,9 +190,10 @@ def label_ids(
     method: str = 'standard',  # How the student was trained, which decides what ends a label
 ) -> list[list[int]]:  # For each label
     "Token ids of labels, up to the end token or through the mark."
-    if method != 'answer_first':
-        return tokenizer(list(labels)).input_ids
-    return [ids[:-1] for ids in tokenizer([f'{label} {REASON_MARK}' for label in labels]).input_ids]
+    first = method == 'answer_first'
+    texts = [f'{label} {REASON_MARK}' if first else label for label in labels]
+    ids = [written_ids(tokenizer, one) for one in (tokenizer(texts).input_ids if texts else [])]
+    return [one[:-1] for one in ids] if first else ids
 
 # %% ../../nbs/method/23_answering.ipynb #df948a9f
 def likeliest_labels(

@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy, pad
 from torch.utils.checkpoint import checkpoint
 
 from .settings import loss_scale
-from .student import UNKNOWN
+from .student import UNKNOWN, written_ids
 from .views import Views
 
 # %% ../../nbs/method/21_multitask.ipynb #dee9b025
@@ -41,7 +41,9 @@ def tokenise(
 ) -> list[Tokenised]:
     "Token ids of views, at full length."
     texts = [text for v in views for text in (*v.label, *(v.rationale or ()))]
-    ids = iter(tokenizer(texts).input_ids if texts else [])
+    ids = tokenizer(texts).input_ids if texts else []
+    ids[1::2] = [written_ids(tokenizer, one) for one in ids[1::2]]
+    ids = iter(ids)
     return [Tokenised(next(ids), next(ids), *((next(ids), next(ids)) if v.rationale else ([], []))) for v in views]
 
 # %% ../../nbs/method/21_multitask.ipynb #2676b9ac
