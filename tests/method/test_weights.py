@@ -8,6 +8,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import huggingface_hub
@@ -25,6 +26,7 @@ from dsbs.method.student import make_student
 from dsbs.records import UsageError, WorkFailed, find_folders
 from dsbs.runs.experiments import records_here, run, run_all
 from dsbs.runs.specs import RunSpec, run_key
+from dsbs.runs.verifying import verify
 
 ROOT = Path(__file__).resolve().parents[2]
 FORMS = ('.bin', '.bin of before torch 1.6', 'safetensors', '.bin in parts', 'safetensors in parts')
@@ -216,6 +218,22 @@ def test_a_file_that_changed_is_seen(serving):
     found = fetch_weights(NAME)
     (found.folder / 'model.safetensors').write_bytes(b'cut')
     assert fetch_weights(NAME) == found and (found.folder / 'model.safetensors').stat().st_size > 3
+
+
+def test_several_processes_may_fetch_at_once(serving, tmp_path):
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: fetch_weights(NAME), range(4)))
+    assert all(one == found[0] for one in found) and files_of(our_folder(NAME, 'x').parent) == sorted(
+        f'{found[0].commit}/{name}' for name in (*found[0].files, 'weights.json')
+    )
+
+
+def test_a_record_is_verified_from_the_weights_it_names(serving):
+    record = run(RunSpec(**TINY))
+    assert verify(record)['holds']
+    other = json.loads(json.dumps(record))
+    other['provenance']['weights']['sha256'] = '0' * 64
+    one_line(lambda: verify(other), UsageError, 'the weights of t5-v1_1-small here are not those of the record')
 
 
 # what goes wrong
