@@ -249,14 +249,16 @@ def our_folder(name: str, commit: str) -> Path:
 # %% ../nbs/01_hub.ipynb #aaf5080a
 @contextlib.contextmanager
 def disk_errors(what: str):
-    "A full disk as one line."
+    "A full disk, or one that is read-only, as one line."
+    full, closed = (errno.ENOSPC, errno.EDQUOT), (errno.EACCES, errno.EROFS, errno.EPERM)
     try:
         yield
     except OSError as e:
-        if e.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if e.errno not in full + closed:
             raise
-        remedy = 'make room, or set HF_HOME to a folder on a larger disk'
-        raise WorkFailed(f'{what}: the disk is full ({e.filename or "while writing"}); {remedy}') from None
+        where = f' ({e.filename})' if e.filename else ''
+        why = f'the disk is full{where}; make room, or' if e.errno in full else f'not allowed to write{where};'
+        raise WorkFailed(f'{what}: {why} set HF_HOME to a folder elsewhere') from None
 
 
 @contextlib.contextmanager
@@ -437,7 +439,7 @@ def check_room(folder: Path, needed: int, what: str):  # needed: bytes
     free = shutil.disk_usage(there).free
     if free < needed:
         room = f'{there} has {free / 1e9:.1f} GB free, and {needed / 1e9:.1f} GB are needed'
-        raise WorkFailed(f'{what}: {room}; make room, or set HF_HOME to a folder on a larger disk')
+        raise WorkFailed(f'{what}: {room}; make room, or set HF_HOME to a folder elsewhere')
 
 
 def files_to_fetch(
@@ -521,6 +523,8 @@ def cached_first(
         folder = fetch_weights(name, revision, what).folder
     try:
         check_model(folder, what)
+        for _ in () if has_safetensors(folder) else each_weight(folder, what):
+            pass  # what is no weights is said in our words
         return load(str(folder), trust_remote_code=False)
     except UsageError:
         raise

@@ -16,7 +16,6 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from pathlib import Path
 
 import torch
 import transformers
@@ -32,7 +31,7 @@ from transformers import (
 )
 from transformers.activations import ACT2FN
 
-from ..hub import cached_first, each_weight, has_safetensors, hub_name
+from ..hub import cached_first, has_safetensors, hub_name
 from .settings import SCRATCH, check_student
 from ..records import UsageError, one_of
 
@@ -319,8 +318,6 @@ def load_weights(
     form = dict(config=config, dtype=torch.float32, use_safetensors=numbers)
     report = dict(output_loading_info=True, ignore_mismatched_sizes=True)
     with reading(what, '*.safetensors' if numbers else 'pytorch_model*.bin', leave=[OSError]):
-        for _ in () if numbers else each_weight(Path(where), what):  # in our words where it is no tensors
-            pass
         student, info = AutoModelForSeq2SeqLM.from_pretrained(where, **form, **report, **known)
         check_weights(student, info, what)
     return student

@@ -22,7 +22,14 @@ from ..data.embedded import EMBEDDED
 from ..data.examples import Example, Task, subset
 from ..data.paper import PAPER
 from ..data.tasks import load_task
-from ..method.settings import LOSS_FORMS, SCRATCH, TrainingConfig, check_student, student_hash
+from dsbs.method.settings import (
+    LOSS_FORMS,
+    SCRATCH,
+    TrainingConfig,
+    check_student,
+    student_hash,
+    student_is_here,
+)
 from ..method.views import METHODS, PREFIXES, TASK_PREFIXES
 from ..records import Folders, UsageError, find_folders, hash_json, one_of
 from ..teacher.extraction import Reading, human_rationales
@@ -340,7 +347,10 @@ def is_record_of(
     folders: Folders | str | Path | None = None,  # As of `records.find_folders`
 ) -> bool:
     "Whether a record is that of a run with the data that are here."
-    return bool(record) and record['key'] == run_key(spec, folders, record.get('provenance', {}).get('weights'))
+    weights = (record or {}).get('provenance', {}).get('weights')
+    if not record or not (weights or student_is_here(spec.student, spec.revision)):
+        return False
+    return record['key'] == run_key(spec, folders, weights)
 
 # %% ../../nbs/runs/25_specs.ipynb #016ffc8d
 def _to_learn(row, readings, label_source, keep, answer):  # an example, or None

@@ -8,12 +8,14 @@ import pickle
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import huggingface_hub
 import huggingface_hub.constants as constants
 import pytest
 import torch
+from small_t5 import own_task
 from stub_hub import NAME, OTHERS, Hub, as_bin, forms, settings, state, tiny
 from transformers import T5Config
 
@@ -24,6 +26,7 @@ from dsbs.method.student import make_student
 from dsbs.records import UsageError, WorkFailed, find_folders
 from dsbs.runs.experiments import records_here, run, run_all
 from dsbs.runs.specs import RunSpec, run_key
+from dsbs.runs.verifying import verify
 
 ROOT = Path(__file__).resolve().parents[2]
 FORMS = ('.bin', '.bin of before torch 1.6', 'safetensors', '.bin in parts', 'safetensors in parts')
@@ -217,6 +220,22 @@ def test_a_file_that_changed_is_seen(serving):
     assert fetch_weights(NAME) == found and (found.folder / 'model.safetensors').stat().st_size > 3
 
 
+def test_several_processes_may_fetch_at_once(serving, tmp_path):
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: fetch_weights(NAME), range(4)))
+    assert all(one == found[0] for one in found) and files_of(our_folder(NAME, 'x').parent) == sorted(
+        f'{found[0].commit}/{name}' for name in (*found[0].files, 'weights.json')
+    )
+
+
+def test_a_record_is_verified_from_the_weights_it_names(serving):
+    record = run(RunSpec(**TINY))
+    assert verify(record)['holds']
+    other = json.loads(json.dumps(record))
+    other['provenance']['weights']['sha256'] = '0' * 64
+    one_line(lambda: verify(other), UsageError, 'the weights of t5-v1_1-small here are not those of the record')
+
+
 # what goes wrong
 
 
@@ -395,8 +414,9 @@ BASE = dict(vocab_size=32128, d_model=768, d_kv=64, d_ff=2048, num_layers=12, nu
 WRITE = """import sys, torch
 from transformers import T5Config, T5ForConditionalGeneration
 sizes, path, zipped = eval(sys.argv[1]), sys.argv[2], sys.argv[3] == 'True'
-t5 = T5ForConditionalGeneration(T5Config(**sizes))
-torch.save(t5.state_dict(), path, _use_new_zipfile_serialization=zipped)
+weights = T5ForConditionalGeneration(T5Config(**sizes)).state_dict()
+weights['lm_head.weight'] = torch.randn(sizes['vocab_size'], sizes['d_model'])  # T5 v1.1 has one of its own
+torch.save(weights, path, _use_new_zipfile_serialization=zipped)
 """
 MEASURE = """import json, sys
 from dsbs.method.student import make_student
@@ -433,12 +453,13 @@ def test_a_bin_of_the_size_of_t5_base_loads_within_3_gb_and_trains(zipped, made,
     ]
     env = os.environ | dict(PYTHONPATH=str(ROOT), DSBS_RUNS=str(tmp_path / 'runs'), HF_HOME=str(tmp_path / 'hf'))
     subprocess.run([*map(str, asked), str(zipped)], check=True, env=env)
+    own_task(tmp_path / 'task', n=24)
     settings = (
-        TINY | dict(student=folder, max_steps=2, eval_every=2, n_train=2, batch_size=2, method='standard')
+        TINY | dict(task=tmp_path / 'task', student=folder, max_steps=2, eval_every=2, batch_size=2, method='standard')
     ).items()
     call = [sys.executable, '-c', MEASURE, str(folder), *(f'{name}={value}' for name, value in settings)]
     done = subprocess.run(call, capture_output=True, text=True, env=env, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.strip().split('\n')[-1])
     print(found)
-    assert 240e6 < found['n'] < 280e6 and found['loading'] < 3.0 and found['steps'] == 2, found
+    assert 245e6 < found['n'] < 250e6 and found['loading'] < 3.0 and found['steps'] == 2, found
