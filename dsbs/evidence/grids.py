@@ -371,7 +371,7 @@ def paper_setup(
 
 # %% ../../nbs/evidence/34_grids.ipynb #34e00002
 EVENING_STUDENTS = ('t5-v1_1-small', 't5-v1_1-base')
-EVENING_UPDATES = dict(svamp=1000, cqa=1200, anli1=800, esnli=800)  # Of 64 examples
+EVENING_UPDATES = dict(svamp=1000, cqa=1100, anli1=720, esnli=720)  # Of 64 examples
 EVENING_RATE = 3e-4
 EIGHTH = 0.125  # Of e-SNLI
 
