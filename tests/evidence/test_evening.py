@@ -228,7 +228,7 @@ SMALLER = """
 from dataclasses import replace
 from dsbs.evidence import grids
 
-SMALL = dict(max_steps=2, eval_every=2, max_input=64, max_target=8)
+SMALL = dict(max_steps=2, eval_every=2, max_input=64, max_target=40)
 whole_setup = grids.evening_setup
 
 
