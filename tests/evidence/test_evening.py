@@ -235,7 +235,8 @@ whole_setup = grids.evening_setup
 def evening_setup(*given):
     setup = whole_setup(*given)
     base, ours = (replace(s, **SMALL) for s in (setup.standard, setup.step_by_step))
-    return replace(setup, standard=base, step_by_step=ours, seeds=(0, 1), formats=('answer_first', 'rationale_as_input'))
+    formats = ('answer_first', 'rationale_as_input')
+    return replace(setup, standard=base, step_by_step=ours, seeds=(0, 1), formats=formats)
 
 
 grids.EVENING_STUDENTS = {students!r}
