@@ -40,6 +40,7 @@ from dsbs.evidence.grids import (
     FIGURES,
     PRESETS,
     SETUPS,
+    grid,
     grids_of,
     made_so_far,
     measure,
@@ -346,7 +347,8 @@ def notebooks_for(
         check_preset(path, wanted.preset)
         if lost := lacking(path, wanted):
             raise UsageError(f'{path.stem}: takes no {" and no ".join(lost)}; it is the same whatever they are')
-    return [path for path in paths if wanted.preset in presets_of(path.stem) and not lacking(path, wanted)]
+    fitting = [path for path in paths if wanted.preset in presets_of(path.stem) and not lacking(path, wanted)]
+    return [path for path in fitting if not wanted.task or grid(path.stem, wanted.preset, **wanted.own)]
 
 # %% ../../nbs/evidence/43_reporting.ipynb #feb5c04c
 BIT_BY_BIT = ('evening', 'paper')  # Presets of which a part is worth publishing

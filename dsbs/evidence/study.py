@@ -119,7 +119,7 @@ class FigureAsked:
     def __post_init__(self):
         one_of(f'preset of {self.figure}', self.preset, presets_of(self.figure))
 
-    def on_task(self, task: str, teacher: str):
+    def on_task(self, task: str, teacher: str = ''):
         "The same figure for a task of the reader's own, where the preset is `own`; else on some tasks of the preset."
         return replace(self, task=task, teacher=teacher)
 

@@ -148,7 +148,7 @@ def test_no_verdict_without_records(tmp_path):
     rows = judge(tmp_path)
     assert {r['verdict'] for r in rows} == {UNDECIDED, APART} and all(r['effect'] is None for r in rows)
     assert all(r['detail'] and not r['n'] and r['more'] is None for r in rows)
-    assert {r['preset'] for r in rows} == {'embedded', 'quick', 'standin', 'paper'}
+    assert {r['preset'] for r in rows} == {'embedded', 'quick', 'standin', 'evening', 'paper'}
     assert judge(tmp_path / 'none') == rows == judge(tmp_path, 'recorded')
     json.dumps(rows, allow_nan=False)
     with pytest.raises(UsageError, match="unknown preset 'fast'"):
@@ -268,7 +268,7 @@ def test_teachers(tmp_path, weak, best, verdict):
 
 
 def test_training_format(tmp_path):
-    curves = dict(standard=60, single_task=62, step_by_step=65)
+    curves = dict(standard=60, single_task=62, step_by_step=65, rationale_as_input=60)
     accuracy = lambda panel, c, s: curves[c] + WOBBLE[s.seed] / 10 * (c != 'single_task')
     found = verdicts(write(tmp_path, 'table2_training_format', 'paper', accuracy), 'tab2-multitask')
     assert by_panel(found) == dict(esnli=HOLDS, svamp=HOLDS, anli1=FAILS, cqa=FAILS)

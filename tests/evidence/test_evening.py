@@ -225,10 +225,23 @@ def test_a_rationale_set_for_added_rows(few_rows, asdiv_set, tmp_path):
 
 
 SMALLER = """
+from dataclasses import replace
 from dsbs.evidence import grids
+
+SMALL = dict(max_steps=2, eval_every=2, max_input=64, max_target=40)
+whole_setup = grids.evening_setup
+
+
+def evening_setup(*given):
+    setup = whole_setup(*given)
+    base, ours = (replace(s, **SMALL) for s in (setup.standard, setup.step_by_step))
+    formats = ('answer_first', 'rationale_as_input')
+    return replace(setup, standard=base, step_by_step=ours, seeds=(0, 1), formats=formats)
+
+
 grids.EVENING_STUDENTS = {students!r}
 grids.PRETRAINED = ({students!r}[1], *grids.PRETRAINED[1:])
-grids.EVENING_UPDATES = dict.fromkeys(grids.EVENING_UPDATES, 5)
+grids.evening_setup = evening_setup
 """
 
 
@@ -259,22 +272,22 @@ def test_an_evening_from_end_to_end_with_a_tiny_student(tiny, asdiv_set, tmp_pat
         assert (reports / 'figures' / f'{figure}.svg').is_file() or list((reports / 'figures').glob(f'{figure}_*.svg'))
         assert str(reports / 'notebooks' / f'{figure}.evening.ipynb') in written
     records = read_results(reports / 'results' / 'evening.jsonl')
-    assert len(records) == 90 and {r['spec']['task'] for r in records.values()} == {'svamp', 'cqa'}
+    assert len(records) == 56 and {r['spec']['task'] for r in records.values()} == {'svamp', 'cqa'}
     assert all('converged' in r['metrics'] for r in records.values())
     drawn = (reports / 'figures' / f'{FIG4}.svg').read_text()
     assert 'SVAMP, an evening' in drawn and 'ANLI-R1' not in drawn
     page = (reports / 'index.html').read_text()
-    assert 'One evening on one GPU' in page and '90 runs' in page
+    assert 'One evening on one GPU' in page and '56 runs' in page
     rows = json.loads(tiny('claims', '--preset', 'evening', '--reports', reports, '--json'))
-    answered = {(r['id'], r['data']) for r in rows if r['n'] == 3}
-    assert {('fig4-all-sizes', 'SVAMP'), ('fig4-all-sizes', 'CommonsenseQA'), ('tab2-multitask', 'SVAMP')} <= answered
+    answered = {(r['id'], r['data']) for r in rows if r['n'] == 2}
+    assert {('fig4-all-sizes', 'SVAMP'), ('fig4-all-sizes', 'CommonsenseQA')} <= answered
     assert all('updates (paper: 10,000)' in r['detail'] for r in rows if r['n'])
 
-    more = ['--set', 'extra=asdiv', '--set', f'extra_teacher={asdiv_set}', '--set', 'max_steps=4']
+    more = ['--set', 'extra=asdiv', '--set', f'extra_teacher={asdiv_set}', '--set', 'max_steps=3']
     tiny(*words, 'fig5', '--task', 'svamp', *more)
     changed = read_results(reports / 'changed' / 'results' / 'evening.jsonl').values()
-    assert {r['spec']['extra'] for r in changed} == {'asdiv'} and {r['metrics']['steps'] for r in changed} == {4}
-    assert len(read_results(reports / 'results' / 'evening.jsonl')) == 90
+    assert {r['spec']['extra'] for r in changed} == {'asdiv'} and {r['metrics']['steps'] for r in changed} == {3}
+    assert len(read_results(reports / 'results' / 'evening.jsonl')) == 56
     assert (reports / 'changed' / 'figures' / 'fig5_data_size_teacher.svg').is_file()
     executed = reports / 'changed' / 'notebooks' / 'fig5_data_size_teacher.evening.ipynb'
     assert 'extra_teacher' in ''.join(c.source for c in nbformat.read(executed, 4).cells)

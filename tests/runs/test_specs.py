@@ -125,6 +125,7 @@ CHANGED = dict(
     subset_seed=1,
     extra='same_kind',
     n_extra=1,
+    extra_teacher='some/folder',
     max_input=1023,
     max_target=255,
 )
@@ -136,7 +137,8 @@ def test_every_field_of_a_spec_changes_the_key():
     hashes = prepare(RunSpec()).hashes
     keys = {key_of(RunSpec(), 'same_kind', hashes)}
     for name, value in CHANGED.items():
-        spec = RunSpec(**{name: value} | (dict(extra='heavier_than') if name == 'n_extra' else {}))
+        needed = dict(extra='heavier_than') if name in ('n_extra', 'extra_teacher') else {}
+        spec = RunSpec(**{name: value} | needed)
         assert getattr(spec, name) != getattr(RunSpec(), name)
         keys.add(key_of(spec, spec.task, hashes))
     assert len(keys) == 1 + len(CHANGED)
