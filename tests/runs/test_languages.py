@@ -36,7 +36,7 @@ STUDENTS = ('byt5', 'mt5', 'scratch-32x1')
 HOW = dict(max_steps=150, eval_every=25, batch_size=16, learning_rate=5e-3, dropout=0.0, schedule='constant')
 
 
-def rows_of(language, n=80):
+def rows_of(language, n=100):
     "Rows and their rationales; every second label is written with its accents apart, as some files have them."
     _, question, words, labels, why = LANGUAGES[language]
     rows = []
@@ -126,12 +126,23 @@ def test_a_task_in_another_language(language, name, asked, main, tmp_path):
         assert normalize('NFC', back) == normalize('NFC', text)
 
 
-def test_a_student_without_the_letters_says_so(asked, main, tmp_path, capsys):
-    "Japanese is unknown to a tokenizer of Latin letters: its labels cannot be written, and the record counts the rest."
+def test_a_student_without_the_letters_says_so(asked, main, tmp_path):
     folder, _ = asked('japanese', main)
-    given = dict(task=str(folder / 'task'), method='standard', student=str(small_t5(tmp_path / 't5')), max_steps=2)
-    status, out, err = main('run', *[f'{k}={v}' for k, v in given.items()], 'eval_every=1', '--json')
-    assert (status, out) == (9, err)
+    given = dict(task=folder / 'task', method='standard', student=small_t5(tmp_path / 't5'), max_steps=2)
+    status, out, err = main('run', *[f'{k}={v}' for k, v in given.items()])
+    assert (status, out) == (2, '') and "cannot write the label 'いいえ'" in err and 'a ByT5 writes every' in err
+
+
+def test_letters_that_a_student_lacks_are_counted(asked, main, tmp_path):
+    "The labels can be written here, and the questions cannot be read."
+    folder, rows = asked('japanese', main)
+    task_folder('japanese', tmp_path / 'task', [r | dict(label=('low', 'high')[int(r['id'][1:]) % 2]) for r in rows])
+    card = (tmp_path / 'task' / 'task.toml').read_text(encoding='utf-8')
+    (tmp_path / 'task' / 'task.toml').write_text(card.replace('"はい", "いいえ"', '"low", "high"'), encoding='utf-8')
+    given = dict(task=tmp_path / 'task', method='standard', student=small_t5(tmp_path / 't5'), max_steps=2)
+    status, out, err = main('run', *[f'{k}={v}' for k, v in given.items()], '--json')
+    assert status == 0 and json.loads(out)['metrics']['unknown_share_train_inputs'] > 0.05
+    assert 'has no piece for' in err
 
 
 @pytest.mark.parametrize('label', ['süß', 'säuerlich', 'いいえ', 'が'])
