@@ -130,6 +130,41 @@ class Stub:
         return 200, '', BODIES[fault] if fault in BODIES else completion(model=asked['model'])
 
 
+class Thinks(Stub):
+    "A reasoning model, which thinks in a form of `THOUGHTS`; `cut` tells at which texts it never ends its thoughts."
+
+    def __init__(self, form, thought, answer='So the answer is yes.', cut=lambda text: False):
+        super().__init__()
+        self.form, self.thought, self.answer, self.cut = form, thought, answer, cut
+
+    def _reply(self, fault, asked):
+        text = asked['messages'][-1]['content']
+        cut = self.cut(text)
+        choice = THOUGHTS[self.form](self.thought, None if cut else self.answer)
+        ended = dict(finish_reason='length' if cut == 'length' else 'stop', index=0)
+        usage = dict(prompt_tokens=20, completion_tokens=100, total_tokens=120)
+        if self.form == 'counted':
+            usage |= dict(completion_tokens_details=dict(reasoning_tokens=90))
+        return 200, '', completion(model=asked['model'], choices=[dict(message=choice, **ended)], usage=usage)
+
+
+THOUGHTS = {  # form -> the message; an answer of None: it never ended its thoughts
+    'counted': lambda thought, answer: dict(role='assistant', reasoning_content=thought, content=answer),
+    'field': lambda thought, answer: dict(role='assistant', reasoning=thought, content=answer),
+    'parts': lambda thought, answer: dict(
+        role='assistant',
+        content=[dict(type='thinking', thinking=[dict(type='text', text=thought)])]
+        + ([dict(type='text', text=answer)] if answer else []),
+    ),
+    'tags': lambda thought, answer: dict(
+        role='assistant', content=f'<think>\n{thought}\n' + (f'</think>\n\n{answer}' if answer else '')
+    ),
+    'lone end': lambda thought, answer: dict(
+        role='assistant', content=f'{thought}\n</think>\n\n{answer}' if answer else f'<think>{thought}'
+    ),
+}
+
+
 def faults(share=0.2):
     "A fault for a share of the texts, which depends on the text alone."
     kinds = (*PASSING, *LASTING)

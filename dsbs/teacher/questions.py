@@ -45,6 +45,8 @@ class Answer:
     raw: str = ''  # What came in place of an answer
     served: str = ''  # The name under which the server's model answered, where it differs from the one asked for
     changed: str = ''  # What was sent otherwise than asked for; see `servers.Dialect`
+    thinking: str = ''  # Thoughts that the server sent apart from the text
+    thinking_tokens: int = 0  # As the server counts them, among `completion_tokens`; 0: it does not
 
 # %% ../../nbs/teacher/12_questions.ipynb #86419f11
 def answer_key(

@@ -170,6 +170,16 @@ def _text_in(content):  # a text, or a list of parts; None for neither
     spoken = [p for p in parts if isinstance(p, dict) and p.get('type', 'text') in ('text', 'output_text')]
     return ''.join(p['text'] for p in spoken if isinstance(p.get('text'), str))
 
+# %% ../../nbs/teacher/13_replies.ipynb #0f13a6d2
+def _thinking_in(message):  # a text, which may be empty
+    for name in ('reasoning_content', 'reasoning'):
+        if (found := _text_in(message.get(name)) or '').strip():
+            return found
+    content = message.get('content')
+    parts = [p for p in content if isinstance(p, dict)] if isinstance(content, list) else []
+    inner = [_text_in(p.get('thinking', p.get('text'))) for p in parts if p.get('type') in ('thinking', 'reasoning')]
+    return ''.join(filter(None, inner))
+
 # %% ../../nbs/teacher/13_replies.ipynb #45ceb3f9
 def _as_count(value):
     try:
@@ -186,9 +196,16 @@ def _tokens_in(usage):
     rest = max(0, _as_count(usage.get('total_tokens')) - asked)
     return dict(prompt_tokens=asked, completion_tokens=written or rest)
 
+
+def _thinking_tokens_in(usage):
+    usage = usage if isinstance(usage, dict) else {}
+    places = [usage.get(f'{kind}_tokens_details') for kind in ('completion', 'output')]
+    counts = [_as_count(place.get('reasoning_tokens')) for place in [usage, *places] if isinstance(place, dict)]
+    return max(counts)
+
 # %% ../../nbs/teacher/13_replies.ipynb #9cb9f36b
 def _from_stream(text):  # as a reply that was not streamed
-    whole, written, ended = {}, '', None
+    whole, written, thought, ended = {}, '', '', None
     for line in text.splitlines():
         if not line.startswith('data:') or line[5:].strip() == '[DONE]':
             continue
@@ -197,9 +214,10 @@ def _from_stream(text):  # as a reply that was not streamed
         for choice in (piece.get('choices') or [])[:1]:
             delta = choice.get('delta') or choice.get('message') or {}
             written += delta.get('content') or choice.get('text') or ''
+            thought += _thinking_in(delta)
             ended = choice.get('finish_reason') or ended
     if 'choices' in whole:
-        whole['choices'] = [dict(message=dict(content=written), finish_reason=ended)]
+        whole['choices'] = [dict(message=dict(content=written, reasoning=thought), finish_reason=ended)]
     return whole
 
 # %% ../../nbs/teacher/13_replies.ipynb #dd9aed2b
@@ -250,6 +268,7 @@ def read_reply(
     ended = str(choice.get('finish_reason') or '').lower()
     served = str(reply.get('model') or model)
     paid = _tokens_in(reply.get('usage')) | dict(served=served if served != model else '')
+    paid |= dict(thinking=_thinking_in(message), thinking_tokens=_thinking_tokens_in(reply.get('usage')))
     if message.get('refusal') or ended == 'content_filter':
         return Answer(reason='refusal', raw=str(message.get('refusal') or raw)[:2000], **paid)
     if ended in CUT:
