@@ -782,7 +782,7 @@ def find_or_make(
     preset: str,  # One of `PRESETS`
     results: Path,  # Folder of published results
     folders: Folders | str | Path | None = None,  # See `records.find_folders`
-    workers: int = 0,  # Processes; 0: one for each CPU
+    workers: int = 0,  # Processes; 0: one for each GPU, or else for each CPU
     retry_failed: bool = False,  # Also make runs that failed before
 ) -> dict[RunSpec, dict | None]:  # spec -> record; None where preset "recorded" finds none
     "Each spec's record, read or made."
@@ -801,7 +801,7 @@ def measure(
     preset: str,  # One of `PRESETS`
     results: Path,  # Folder of published results
     folders: Folders | str | Path | None = None,  # See `records.find_folders`
-    workers: int = 0,  # Processes; 0: one for each CPU
+    workers: int = 0,  # Processes; 0: one for each GPU, or else for each CPU
     retry_failed: bool = False,  # Also make runs that failed before
 ) -> dict[str, dict[str, list[dict]]]:  # panel -> curve -> records
     "Records of a grid's runs, read or made; a curve without any is left out."

@@ -12,6 +12,7 @@ __all__ = ['ANSWERS', 'SEPARATORS', 'NOT_WRITTEN', 'MANY_UNKNOWN', 'SHOWN', 'eng
            'Trained', 'train_runs']
 
 # %% ../../nbs/runs/28_run.ipynb #0fc1b041
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -79,7 +80,8 @@ def _prompts(folder):  # split -> hash of the prompt that a rationale set was as
 def made_on(spec: RunSpec, device: torch.device) -> dict:
     "What a record says of its making, beside `records.provenance`."
     name = torch.cuda.get_device_name(device) if device.type == 'cuda' else 'cpu'
-    return dict(device_name=name, isa=instruction_set(), processes=processes(), prompts=_prompts(spec.teacher))
+    made = dict(device_name=name, visible_gpus=os.environ.get('CUDA_VISIBLE_DEVICES', 'all'), isa=instruction_set())
+    return made | dict(processes=processes(), prompts=_prompts(spec.teacher))
 
 # %% ../../nbs/runs/28_run.ipynb #962612f4
 SEPARATORS = dict(esnli='</s>', anli1='</s>')  # Tasks in whose inputs a special piece is meant as one

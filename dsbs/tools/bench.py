@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['STUDENTS', 'UNTIED', 'DTYPES', 'BENCH_ENGINES', 'BENCH_TASKS', 'FOR_READING', 'REFERENCE_TOKENS', 'TIE',
-           'bench_student', 'bench_device', 'device_name', 'bench_dtypes', 'usable_cpus', 'BenchSettings', 'left_out',
-           'bench_spec', 'BenchData', 'bench_data', 'BenchCase', 'clock', 'product_seconds', 'fitting_size',
-           'matmul_peak', 'token_count', 'useful_flops', 'Reference', 'PadEach', 'reference_settings', 'make_reference',
-           'set_up_ours', 'grouped_batches', 'Unequal', 'check_same', 'gradient_norm', 'reference_losses', 'our_losses',
+           'bench_student', 'bench_device', 'device_name', 'bench_dtypes', 'BenchSettings', 'left_out', 'bench_spec',
+           'BenchData', 'bench_data', 'BenchCase', 'clock', 'product_seconds', 'fitting_size', 'matmul_peak',
+           'token_count', 'useful_flops', 'Reference', 'PadEach', 'reference_settings', 'make_reference', 'set_up_ours',
+           'grouped_batches', 'Unequal', 'check_same', 'gradient_norm', 'reference_losses', 'our_losses',
            'compare_losses', 'resident_bytes', 'give_memory_back', 'Turn', 'Meter', 'our_turn', 'TakeTurns',
            'train_by_turns', 'padding_share', 'padding_shares', 'six_digits', 'speeds', 'about', 'times_faster',
            'forget_earlier', 'train_rows', 'measure_each', 'on_threads', 'bench_train', 'trained_student', 'Questions',
@@ -18,7 +18,6 @@ __all__ = ['STUDENTS', 'UNTIED', 'DTYPES', 'BENCH_ENGINES', 'BENCH_TASKS', 'FOR_
 # %% ../../nbs/tools/47_bench.ipynb #086b848e
 import ctypes
 import gc
-import os
 import resource
 import statistics
 import tempfile
@@ -66,7 +65,7 @@ from dsbs.method.training import (
     update,
 )
 from ..method.views import make_views
-from ..records import TOLERANCE, Folders, UsageError, find_folders, now, one_of, provenance
+from ..records import TOLERANCE, Folders, UsageError, find_folders, now, one_of, provenance, usable_cpus
 from ..runs.run import ANSWERS
 from ..runs.specs import RunSpec, prepare, training_examples
 
@@ -125,11 +124,6 @@ def bench_dtypes(
     for dtype in asked:
         one_of('dtype', dtype, DTYPES)
     return tuple(asked) or (DTYPES if has_bfloat16(device) else DTYPES[:1])
-
-# %% ../../nbs/tools/47_bench.ipynb #5e6a7237
-def usable_cpus() -> int:
-    "How many CPUs the process may use."
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
 # %% ../../nbs/tools/47_bench.ipynb #4f58b3c7
 BENCH_ENGINES = dict(stack=StackedEngine, plain=PlainEngine)

@@ -352,7 +352,7 @@ WHAT_TO_DRAW = (
         type=whole_number,
         default=0,
         metavar='N',
-        help='training processes (default: one for each CPU)',
+        help='training processes (default: one for each GPU, or else for each CPU); more than GPUs: some share one',
     ),
     argument('--reports', metavar='DIR', help='folder of the reports (default: reports/)'),
     argument('--task', metavar='DIR', help='of preset own: a task folder'),
