@@ -486,7 +486,7 @@ def make_record(run: Run, result) -> dict:
     cut = any(run.lost[f'cut_{split}_inputs'] for split in task.splits)
     right, device = right_answers(outputs, task['test'][:]['label'], task.answer, spec.method), run.student.device
     made = dict(recipe=recipe(spec), device=str(device), engine=run.kind)
-    made |= dict(resumed=result.resumed, students=result.students)
+    made |= dict(resumed=result.resumed, divided=result.divided, students=result.students)
     return dict(
         key=run.data.key,
         spec=asdict(spec),
