@@ -19,6 +19,7 @@ from ..records import UsageError, WorkFailed, find_folders, is_main_process, one
 from dsbs.tools.output import (
     Outcome,
     Rows,
+    bench_all_text,
     bench_text,
     claims_text,
     data_text,
@@ -74,7 +75,10 @@ def whole_number(text: str) -> int:
 # %% ../../nbs/tools/49_cli.ipynb #d6466990
 GROUPS = {  # First word of commands of two words -> what the second is called, and help
     'data': ('what', "the paper's datasets and ASDiv: get them, check them"),
-    'bench': ('measure', 'time training or answering against a plain trainer that computes the same'),
+    'bench': (
+        'measure',
+        'time training or answering against a plain trainer that computes the same; --all: the table of a machine',
+    ),
 }
 
 
@@ -102,8 +106,16 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 # %% ../../nbs/tools/49_cli.ipynb #e43f8ecf
+def _spelled_out(argv):  # "bench --all" is the command "bench all"
+    words = sys.argv[1:] if argv is None else list(argv)
+    if words[:1] == ['bench'] and '--all' in words:
+        words.remove('--all')
+        words.insert(1, 'all')
+    return words
+
+
 def _answer(argv):  # the exit status; what is raised is for `main`
-    args = parser().parse_args(argv)
+    args = parser().parse_args(_spelled_out(argv))
     result = args.work(args)
     if not is_main_process():
         return 0
@@ -473,8 +485,8 @@ def bench_arguments(*more):
             '--student',
             action='append',
             metavar='SIZE',
-            help='0.2M, 9M, 60M or 220M, from random weights; may be repeated (default: one that suits task and '
-            'device)',
+            help='0.2M, 9M, 60M, 77M, 220M or 770M, from random weights; may be repeated (default: one that suits the '
+            'task and device)',
         ),
         argument(
             '--dtype',
@@ -492,7 +504,7 @@ def bench_arguments(*more):
     )
 
 # %% ../../nbs/tools/49_cli.ipynb #6a308122
-def _measure(args, what, measure):
+def _measure(args, what, measure, turns=1, wanted=2):  # turns, rows: of a task, student and dtype
     from tqdm import tqdm
 
     from dsbs.tools.bench import BenchSettings, bench_cases, left_out
@@ -504,15 +516,15 @@ def _measure(args, what, measure):
     cases = bench_cases(args.task or (), args.student or (), settings.device, folders)
     if why := left_out(settings):
         print(f'dsbs: {why}', file=sys.stderr)
-    rows, turns = Rows(), len(cases) * len(settings.dtypes) * settings.repeats
+    rows, n = Rows(), len(cases) * len(settings.dtypes)
     try:
-        with tqdm(total=turns, desc=f'bench {what}', unit='turn', mininterval=1) as bar:
+        with tqdm(total=turns * n * settings.repeats, desc=f'bench {what}', unit='turn', mininterval=1) as bar:
             for task, student in cases:
                 measure(task, student, settings, folders, bar.update, rows.extend)
     except KeyboardInterrupt:
         if not rows:
             raise
-        rows.complaint = f'stopped: these {len(rows)} of {2 * len(cases) * len(settings.dtypes)} rows are finished'
+        rows.complaint = f'stopped: these {len(rows)} of {wanted * n} rows are finished'
     return rows
 
 # %% ../../nbs/tools/49_cli.ipynb #293caae8
@@ -543,3 +555,26 @@ def _bench_evaluate(args):
     if args.limit == 0:
         raise UsageError('--limit 0: should be at least 1')
     return _measure(args, 'evaluate', bench_evaluate)
+
+# %% ../../nbs/tools/49_cli.ipynb #17c0dea2
+@command(
+    'bench all',
+    'training and answering by T5 v1.1 small, base and large (on a CPU: by smaller ones), with the attention of the '
+    'library and compiled: speed, share of the peak, memory beside the estimate; written as dsbs bench --all',
+    bench_all_text,
+    *(a for a in bench_arguments() if a[0] != ('--engine',)),
+    argument('--batch-size', type=whole_number, metavar='N', help='examples in an update (default: 64)'),
+    argument('--steps', type=whole_number, metavar='N', help='updates in a turn (default: 3)'),
+    argument('--limit', type=whole_number, metavar='N', help='test questions that are answered (default: 256)'),
+)
+def _bench_all(args):
+    from dsbs.tools.bench import MEASURES, VARIANTS, all_students, bench_all, bench_device, best_dtype, default_tasks
+
+    device = bench_device(args.device or '')
+    args.task = args.task or default_tasks(device, find_folders(args.data_dir))[:1]
+    args.student, args.dtype = args.student or all_students(device), args.dtype or [best_dtype(device)]
+    n = len(MEASURES) * len(VARIANTS)
+    rows = _measure(args, 'all', bench_all, turns=n, wanted=n)
+    if all(row['failed'] for row in rows):
+        rows.complaint = f'nothing could be measured: {rows[0]["failed"]}'
+    return rows
