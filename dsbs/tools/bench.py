@@ -941,7 +941,7 @@ def watched(meter: Meter, work: Callable) -> Turn:
 def train_alone(t5: T5ForConditionalGeneration, case: BenchCase, progress: Callable[[], None]) -> dict:
     "What training takes, in pieces that fit."
     s, batches, meter = case.settings, grouped_batches(case), Meter(case.settings.device, 0)
-    ours = set_up_ours(t5, case, s.repeats * s.steps + 1)
+    peak, ours = matmul_peak(case.dtype, s.device), set_up_ours(t5, case, s.repeats * s.steps + 1)
 
     def learn_some(n):
         learned = [next(batches) for _ in range(n)]
@@ -959,7 +959,7 @@ def train_alone(t5: T5ForConditionalGeneration, case: BenchCase, progress: Calla
     while (turns := within_memory(take_turns)) is None:
         ours.optimizer.zero_grad()
         divide(ours, s.batch_size)
-    found = speeds(t5, turns[1:], matmul_peak(case.dtype, s.device))
+    found = speeds(t5, turns[1:], peak)
     sizes = dict(batch_size=s.batch_size, accumulation=ours.config.accumulation)
     first = dict(first_update_seconds=six_digits(turns[0].seconds))
     return found | sizes | first | dict(planned_memory_mb=planned_mb(case, ours.config.accumulation))
@@ -1009,7 +1009,7 @@ def one_row(case: BenchCase, variant: str, measure: str, progress: Callable[[], 
         found = dict(failed='') | MEASURES[measure](t5, case, progress)
     except Exception as e:
         says = str(e).strip().splitlines() or ['']
-        found = dict(failed=f'{type(e).__name__}: {says[0][:200]}')
+        found = dict(failed=f'{type(e).__name__}: {says[0][:200]}'.rstrip(': '))
     return kind | about_card(case.settings.device) | found | dict(finished=now())
 
 # %% ../../nbs/tools/47_bench.ipynb #17c0de8f
