@@ -587,7 +587,11 @@ def begin(
     keeper: Keeper,
 ) -> tuple[Training, list[Learner], int]:  # The number is of the updates made before
     "Set a training up, and bring it to where it was kept."
-    training, learners = set_up(engine, config), []
+    training, learners = within_memory(lambda: set_up(engine, config)), []
+    if training is None:
+        raise OutOfMemory(
+            'out of memory when the student came to its device: take a smaller one, or free memory that others use'
+        )
     engine.seed([trainee.seed for trainee in trainees])
     for trainee, student in zip(trainees, engine.students, strict=True):
         lengths = trainee.lengths or [e.length for e in trainee.examples]

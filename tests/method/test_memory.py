@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -118,6 +119,18 @@ def test_what_does_not_fit_at_all_ends_with_one_line(monkeypatch, main, changes,
     status, out, err = main('run', *(f'{name}={value}' for name, value in (settings | changes).items()))
     assert (status, out) == (1, '') and failures == [4, 2, 1]
     assert err.splitlines()[-1] == f'dsbs: out of memory with one example at a time: {words}'
+
+
+@pytest.mark.parametrize(
+    'accumulation, words',
+    [(1, 'in one of 2 processes: set accumulation=2$'), (4, 'with one example at a time: set gradient_checkpointing')],
+)
+def test_processes_that_train_together_do_not_part(accumulation, words):
+    "One alone cannot divide a batch, since the others wait for it; the line names what all of them can do."
+    there = training.set_up(PlainEngine([make_student('scratch-16x2', ['a b c'] * 3)[0]]), TrainingConfig())
+    config, two = replace(there.config, accumulation=accumulation), Mock(num_processes=2, device=torch.device('cpu'))
+    with pytest.raises(OutOfMemory, match=words):
+        training.divide(replace(there, accelerator=two, config=config), n=8)
 
 
 def test_a_step_that_was_made_by_half_is_not_kept(monkeypatch, tmp_path):
