@@ -6,8 +6,8 @@
 __all__ = ['LIBRARIES', 'TOLERANCE', 'EARLY', 'DRIFT', 'UsageError', 'WorkFailed', 'one_of', 'told', 'project_root', 'data_dir',
            'runs_dir', 'reports_dir', 'Folders', 'find_folders', 'file_name', 'replacing', 'write_text',
            'canonical_json', 'hash_json', 'hash_file', 'read_jsonl', 'write_jsonl', 'thinned', 'git_says', 'cpu_field',
-           'machine', 'provenance', 'now', 'is_near', 'accuracy_tolerance', 'processes', 'process_index',
-           'is_main_process']
+           'machine', 'usable_cpus', 'nvidia_smi', 'provenance', 'now', 'is_near', 'accuracy_tolerance', 'processes',
+           'process_index', 'is_main_process']
 
 # %% ../nbs/00_records.ipynb #3d146397
 import contextlib
@@ -226,6 +226,23 @@ def machine() -> dict[str, str | int]:
         cores=os.cpu_count(),
         model='-'.join(filter(None, numbers)),
     )
+
+# %% ../nbs/00_records.ipynb #17c0de02
+def usable_cpus() -> int:
+    "How many CPUs the process may use."
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
+def nvidia_smi(
+    field: str,  # One that `nvidia-smi --help-query-gpu` lists
+) -> list[str]:  # One for each GPU of the machine
+    "What NVIDIA's driver says of its GPUs; nothing where there is no driver."
+    ask = ('nvidia-smi', f'--query-gpu={field}', '--format=csv,noheader,nounits')
+    try:
+        said = subprocess.run(ask, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return [line.strip() for line in said.stdout.splitlines() if line.strip()] if said.returncode == 0 else []
 
 # %% ../nbs/00_records.ipynb #e99b0c4d
 LIBRARIES = ('torch', 'transformers', 'tokenizers', 'accelerate', 'datasets', 'numpy')

@@ -7,20 +7,23 @@ __all__ = ['TRAINED_WITH', 'CONTENTS', 'FORMATS', 'A_THIRD', 'SEARCH', 'EMBEDDED
            'ROUNDS', 'FIRST_SEEDS', 'N_FINALISTS', 'CONVERGED', 'SIZES', 'SECOND_ROUND_AT', 'FIRST_ROUND_AT',
            'CONTROLS_AT', 'FINALISTS', 'CHOSEN', 'EQUAL_COMPUTE', 'EMBEDDED_SEEDS', 'SIMULATED', 'STUDENTS',
            'MORE_UPDATES', 'QUICK_SETTINGS', 'QUICK_UPDATES', 'STANDIN_BASE', 'ALIKE', 'PRETRAINED', 'GPT_NEOX',
-           'SETUPS', 'OWN_BASE', 'SHARED_TERM', 'WITH_ALL_SEEDS', 'EMBEDDED_PANELS', 'QUICK_PANELS', 'STANDIN_PANELS',
-           'PAPER_PANELS', 'TWO_EMBEDDED', 'ONE_QUICK', 'ON_ALL', 'ON_TWO', 'NOT_STANDIN', 'ON_ONE', 'NOT_PAPER',
-           'PAPER_FIGURES', 'FIGURES', 'PUBLISHED', 'PRESETS', 'SMOKE_CURVES', 'PANELS', 'MEASURED_HERE', 'with_seed',
-           'expand', 'distinct_values', 'runs_table', 'Setup', 'longer', 'curve_of', 'beside', 'half_fraction',
-           'settings_tried', 'was_chosen', 'settings_chosen', 'embedded_setup', 'full_setup', 'embedded_setups',
-           'quick_setup', 'quick_setups', 'standin_setups', 'paper_setup', 'paper_setups', 'searched_setups',
-           'own_setup', 'two_methods', 'data_size_human', 'with_added_rows', 'better_and_weaker_teacher',
-           'training_formats', 'content_changes', 'rationale_contents', 'rationale_weights', 'rationale_shares',
-           'compute_curves', 'decoder_prefix', 'search_runs', 'Figure', 'data_size_teacher', 'over_students',
-           'over_both', 'presets_of', 'drawn', 'few_steps', 'smoke_curves', 'smoke_version', 'grid', 'specs_of',
-           'vary_curve', 'vary', 'find_or_make', 'measure', 'publish', 'missing', 'output_folder', 'published_beside',
-           'in_order']
+           'ASDIV', 'PASSED_AGAIN', 'EVENING_STUDENTS', 'EVENING_UPDATES', 'EVENING_RATE', 'EIGHTH', 'SETUPS',
+           'OWN_BASE', 'SHARED_TERM', 'WITH_ALL_SEEDS', 'EMBEDDED_PANELS', 'QUICK_PANELS', 'STANDIN_PANELS',
+           'PAPER_PANELS', 'EVENING_PANELS', 'TWO_EMBEDDED', 'ONE_QUICK', 'ON_ALL', 'ON_TWO', 'NOT_STANDIN', 'ON_ONE',
+           'NOT_PAPER', 'EVENING', 'PAPER_FIGURES', 'FIGURES', 'PUBLISHED', 'PRESETS', 'SMOKE_CURVES', 'Stage',
+           'FOLDERS_NAMED', 'PANELS', 'MEASURED_HERE', 'with_seed', 'expand', 'distinct_values', 'runs_table', 'Setup',
+           'longer', 'curve_of', 'beside', 'half_fraction', 'settings_tried', 'was_chosen', 'settings_chosen',
+           'embedded_setup', 'full_setup', 'embedded_setups', 'quick_setup', 'quick_setups', 'standin_setups',
+           'paper_setup', 'evening_setup', 'evening_setups', 'paper_setups', 'searched_setups', 'own_setup',
+           'two_methods', 'data_size_human', 'with_added_rows', 'better_and_weaker_teacher', 'training_formats',
+           'content_changes', 'rationale_contents', 'rationale_weights', 'rationale_shares', 'compute_curves',
+           'decoder_prefix', 'search_runs', 'Figure', 'data_size_teacher', 'over_students', 'over_both', 'presets_of',
+           'drawn', 'few_steps', 'smoke_curves', 'smoke_version', 'panels_on', 'grid', 'specs_of', 'size_of', 'stages',
+           'vary_curve', 'vary', 'typed_settings', 'grids_of', 'find_or_make', 'measure', 'made_so_far', 'publish',
+           'missing', 'output_folder', 'published_beside', 'in_order']
 
 # %% ../../nbs/evidence/34_grids.ipynb #a67d9f0c
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -30,7 +33,7 @@ from pathlib import Path
 from ..data.embedded import EMBEDDED
 from ..data.paper import PAPER
 from ..records import Folders, UsageError, canonical_json, find_folders, one_of, thinned, write_jsonl
-from ..runs.experiments import find_published, read_results, run_all
+from ..runs.experiments import find_published, find_record, read_results, run_all
 from ..runs.specs import ADDED, RunSpec, is_record_of, make_spec
 
 # %% ../../nbs/evidence/34_grids.ipynb #bafab228
@@ -337,7 +340,8 @@ def standin_setups() -> dict[str, Setup]:  # panel -> setup
 
 # %% ../../nbs/evidence/34_grids.ipynb #6a173e8e
 PRETRAINED = ('t5-v1_1-base', 't5-v1_1-large', 't5-v1_1-xxl')
-GPT_NEOX = 'rationales/gpt-neox-20b'
+GPT_NEOX, ASDIV = 'rationales/gpt-neox-20b', 'rationales/asdiv'  # Rationale sets that nobody has published
+PASSED_AGAIN = dict(esnli=2.8, anli1=2.4, cqa=2.7, svamp=2.3)  # Tokens of step-by-step over those of labels alone
 
 
 def paper_setup(
@@ -359,15 +363,50 @@ def paper_setup(
         search_sizes=(0.001, 0.125, 0.25, 0.5, 0.75, 0.8, 1.0),
         by_student={'t5-v1_1-xxl': dict(batch_size=32, max_steps=4000, gradient_checkpointing=True)},
         teachers=({}, dict(teacher=f'{GPT_NEOX}/{task}')),
-        formats=('single_task',),
+        equal_compute={1.0: PASSED_AGAIN[task]},
+        formats=('single_task', 'rationale_as_input'),
         contents=('shuffled', 'random', 'agreeing', *(('human',) if PAPER[task].explanation else ())),
         **more,
     )
 
+# %% ../../nbs/evidence/34_grids.ipynb #34e00002
+EVENING_STUDENTS = ('t5-v1_1-small', 't5-v1_1-base')
+EVENING_UPDATES = dict(svamp=1000, cqa=1100, anli1=720, esnli=720)  # Of 64 examples
+EVENING_RATE = 3e-4
+EIGHTH = 0.125  # Of e-SNLI
+
+
+def evening_setup(
+    task: str,  # One of `paper.PAPER`
+    all_rows: float = 1.0,  # The share of the training rows that counts as all of them
+) -> Setup:
+    "One of the paper's datasets, for an evening."
+    updates = EVENING_UPDATES[task]
+    settings = dict(max_steps=updates, eval_every=updates // 4, learning_rate=EVENING_RATE, dtype='bfloat16')
+    base = RunSpec(task=task, student=EVENING_STUDENTS[-1], **settings)
+    return Setup(
+        replace(base, method='standard'),
+        base,
+        unit='train_fraction',
+        sizes=tuple(share * all_rows for share in (0.25, 0.5, 1.0)),
+        teacher_sizes=(all_rows,),
+        size=all_rows,
+        students=EVENING_STUDENTS,
+        equal_compute={all_rows: PASSED_AGAIN[task]},
+        formats=('single_task', 'answer_first', 'rationale_as_input'),
+        contents=('shuffled_within',),
+    )
+
+
+def evening_setups() -> dict[str, Setup]:  # panel -> setup
+    "The paper's four datasets, the smallest first."
+    setups = {f'evening_{task}': evening_setup(task) for task in ('svamp', 'cqa', 'anli1')}
+    return setups | dict(evening_esnli=evening_setup('esnli', EIGHTH))
+
 # %% ../../nbs/evidence/34_grids.ipynb #f6ab0019
 def paper_setups() -> dict[str, Setup]:  # panel -> setup
     "The paper's four datasets."
-    svamp = paper_setup('svamp', (0.125, 0.25, 0.5, 0.8, 1.0), added_rows=dict(extra='asdiv'))
+    svamp = paper_setup('svamp', (0.125, 0.25, 0.5, 0.8, 1.0), added_rows=dict(extra='asdiv', extra_teacher=ASDIV))
     return {task: paper_setup(task) for task in ('esnli', 'anli1', 'cqa')} | dict(svamp=svamp)
 
 
@@ -377,7 +416,12 @@ def searched_setups() -> dict[str, Setup]:  # panel -> setup
 
 
 SETUPS = dict(  # preset -> function that makes its setups
-    quick=quick_setups, embedded=embedded_setups, search=searched_setups, standin=standin_setups, paper=paper_setups
+    quick=quick_setups,
+    embedded=embedded_setups,
+    search=searched_setups,
+    standin=standin_setups,
+    evening=evening_setups,
+    paper=paper_setups,
 )
 
 # %% ../../nbs/evidence/34_grids.ipynb #2c5c961f
@@ -559,6 +603,7 @@ class Figure:
 
 EMBEDDED_PANELS, QUICK_PANELS = tuple(embedded_setups()), tuple(quick_setups())
 STANDIN_PANELS, PAPER_PANELS = tuple(standin_setups()), tuple(paper_setups())
+EVENING_PANELS = tuple(evening_setups())
 TWO_EMBEDDED, ONE_QUICK = ('same_kind', 'heavier_than'), ('quick_heavier_than',)
 
 # %% ../../nbs/evidence/34_grids.ipynb #f6ab0043
@@ -583,6 +628,7 @@ ON_TWO = dict(quick=ONE_QUICK, embedded=TWO_EMBEDDED, standin=STANDIN_PANELS, pa
 NOT_STANDIN = {preset: panels for preset, panels in ON_TWO.items() if preset != 'standin'}
 ON_ONE = NOT_STANDIN | dict(embedded=('heavier_than',))
 NOT_PAPER = {preset: panels for preset, panels in ON_TWO.items() if preset != 'paper'}
+EVENING = dict(evening=EVENING_PANELS)  # Of the figures that are drawn in an evening
 PAPER_FIGURES = {
     'fig1_headline': Figure(
         'Figure 1',
@@ -591,13 +637,13 @@ PAPER_FIGURES = {
         ON_ONE | dict(paper=('anli1',)),
     ),
     'fig4_data_size_human': Figure(
-        'Figure 4', 'Accuracy against data size, human labels', data_size_human, ON_ALL, own=True
+        'Figure 4', 'Accuracy against data size, human labels', data_size_human, ON_ALL | EVENING, own=True
     ),
     'fig5_data_size_teacher': Figure(
-        'Figure 5', 'Accuracy against data size, teacher labels', data_size_teacher, NOT_STANDIN, own=True
+        'Figure 5', 'Accuracy against data size, teacher labels', data_size_teacher, NOT_STANDIN | EVENING, own=True
     ),
     'fig6_model_size_human': Figure(
-        'Figure 6', 'Accuracy against model size, human labels', over_students, ON_TWO, own=True
+        'Figure 6', 'Accuracy against model size, human labels', over_students, ON_TWO | EVENING, own=True
     ),
     'fig7_model_size_teacher': Figure(
         'Figure 7',
@@ -621,10 +667,12 @@ PAPER_FIGURES = {
 # %% ../../nbs/evidence/34_grids.ipynb #f6ab0048
 FIGURES = PAPER_FIGURES | {
     'table1_teachers': Figure('Table 1', 'Teachers of different quality', better_and_weaker_teacher, NOT_STANDIN),
-    'table2_training_format': Figure('Table 2', 'One target or two tasks', training_formats, ON_TWO, own=True),
-    'table3_datasets': Figure('Table 3', 'The datasets', None, ON_ALL),
-    'compute': Figure('', 'Accuracy against compute', compute_curves, NOT_PAPER, own=True),
-    'rationale_content': Figure('', 'What in a rationale helps', rationale_contents, ON_TWO, own=True),
+    'table2_training_format': Figure(
+        'Table 2', 'One target or two tasks', training_formats, ON_TWO | EVENING, own=True
+    ),
+    'table3_datasets': Figure('Table 3', 'The datasets', None, ON_ALL | EVENING),
+    'compute': Figure('', 'Accuracy against compute', compute_curves, ON_TWO | EVENING, own=True),
+    'rationale_content': Figure('', 'What in a rationale helps', rationale_contents, ON_TWO | EVENING, own=True),
     'rationale_share': Figure('', 'How many rows need a rationale', rationale_shares, NOT_PAPER, own=True),
     'rationale_weight': Figure(
         '', 'The weight of the rationale task', rationale_weights, ON_ONE | dict(paper=('cqa',)), own=True
@@ -639,7 +687,14 @@ FIGURES = PAPER_FIGURES | {
 }
 
 # %% ../../nbs/evidence/34_grids.ipynb #f6ab0051
-PUBLISHED = ('embedded', 'quick', 'standin', 'search', 'paper')  # Presets with a file of records in `reports/results`
+PUBLISHED = (
+    'embedded',
+    'quick',
+    'standin',
+    'search',
+    'evening',
+    'paper',
+)  # Presets with a file of records in `reports/results`
 PRESETS = ('recorded', 'smoke', *PUBLISHED, 'own')
 
 
@@ -690,10 +745,20 @@ def smoke_version(panels: dict[str, dict[str, list[RunSpec]]]) -> dict[str, dict
     return {panel: smoke_curves(curves) for panel, curves in here.items()}
 
 # %% ../../nbs/evidence/34_grids.ipynb #f6ab0057
+def panels_on(
+    setups: dict[str, Setup],  # panel -> setup
+    tasks: str = '',  # Names with commas between them; empty: all
+) -> dict[str, Setup]:
+    "The panels on some tasks; a `UsageError` for a task that none is on."
+    there = list(dict.fromkeys(setup.standard.task for setup in setups.values()))
+    wanted = [one_of('task', task.strip(), there) for task in tasks.split(',')] if tasks else there
+    return {panel: setup for panel, setup in setups.items() if setup.standard.task in wanted}
+
+
 def grid(
     figure: str,  # One of `FIGURES`
     preset: str = 'recorded',  # "recorded": the panels of all presets that can be published
-    task: str = '',  # Preset "own": the task folder
+    task: str = '',  # Preset "own": the task folder; else: tasks whose panels are wanted, as for `panels_on`
     teacher: str = '',  # Preset "own": the folder of its rationale set
 ) -> dict[str, dict[str, list[RunSpec]]]:  # panel -> curve -> specs
     "The runs of a figure; none at a preset that it does not have."
@@ -707,13 +772,37 @@ def grid(
         return {panel: curves for panels in all_presets for panel, curves in panels.items()}
     if preset == 'smoke':
         return smoke_version(grid(figure, next(iter(f.data))))
-    setups = SETUPS[preset]()
-    return drawn(f, {panel: setups[panel] for panel in f.data[preset]})
+    setups = panels_on(SETUPS[preset](), task)
+    return drawn(f, {panel: setups[panel] for panel in f.data[preset] if panel in setups})
 
 
 def specs_of(panels: dict[str, dict[str, list[RunSpec]]]) -> list[RunSpec]:
     "All specs of a grid, each once."
     return list(dict.fromkeys(s for curves in panels.values() for specs in curves.values() for s in specs))
+
+# %% ../../nbs/evidence/34_grids.ipynb #34e00005
+Stage = tuple[int, str, str]  # Seed, figure, panel
+
+
+def size_of(spec: RunSpec) -> float:
+    "What a run's subset is sorted by: its examples, or its share of them."
+    return spec.n_train or spec.train_fraction or 1.0
+
+
+def stages(
+    grids: dict[str, dict[str, dict[str, list[RunSpec]]]],  # figure -> panel -> curve -> specs
+) -> dict[Stage, list[RunSpec]]:  # Runs that stand in no earlier stage
+    "The runs of some figures, in the order in which they are made."
+    at, seen, found = {}, set(), {}
+    for figure, panels in grids.items():
+        for panel, curves in panels.items():
+            for s in specs_of({panel: curves}):
+                at.setdefault((s.seed, figure, panel), []).append(s)
+    for stage in sorted(at, key=lambda stage: stage[0]):
+        if new := [s for s in sorted(at[stage], key=size_of) if s not in seen]:
+            found[stage] = new
+            seen.update(new)
+    return found
 
 # %% ../../nbs/evidence/34_grids.ipynb #cee2c90f
 def vary_curve(
@@ -755,6 +844,31 @@ def vary(
         for name, panel in panels.items()
     }
 
+# %% ../../nbs/evidence/34_grids.ipynb #34e00011
+FOLDERS_NAMED = ('task', 'student', 'teacher', 'extra_teacher')  # Settings that may name a folder
+
+
+def typed_settings(
+    settings: dict[str, str],  # Name -> value, as it was typed
+) -> dict:  # As `vary` takes them
+    "Settings with values of their own types; a `UsageError` as of `make_spec`."
+    spec = make_spec(asdict(RunSpec()) | settings)
+    typed = {name: getattr(spec, name) for name in settings}
+    paths = {name: os.path.expanduser(typed[name]) for name in FOLDERS_NAMED if typed.get(name)}
+    return typed | {name: os.path.abspath(path) for name, path in paths.items() if os.path.isdir(path)}
+
+
+def grids_of(
+    figures: Iterable[str],  # Some of `FIGURES`
+    preset: str,
+    task: str = '',  # As for `grid`
+    teacher: str = '',
+    settings: dict | None = None,  # Of every run, as for `vary`
+) -> dict[str, dict[str, dict[str, list[RunSpec]]]]:  # figure -> panel -> curve -> specs
+    "The runs of some figures, as they are or changed."
+    grids = {figure: grid(figure, preset, task, teacher) for figure in figures}
+    return {figure: vary(panels, **settings) for figure, panels in grids.items()} if settings else grids
+
 # %% ../../nbs/evidence/34_grids.ipynb #f6ab0065
 PANELS = {  # panel -> its name on a figure
     'same_kind': 'same_kind: hard to start',
@@ -766,6 +880,10 @@ PANELS = {  # panel -> its name on a figure
     'quick_heavier_than': 'heavier_than, made by quick',
     'quick_weight_untold': 'weight_untold, made by quick',
     'esnli_standin': 'e-SNLI, stand-in rows',
+    'evening_svamp': 'SVAMP, an evening',
+    'evening_cqa': 'CommonsenseQA, an evening',
+    'evening_anli1': 'ANLI-R1, an evening',
+    'evening_esnli': 'e-SNLI, an evening',
     'esnli': 'e-SNLI',
     'anli1': 'ANLI-R1',
     'cqa': 'CommonsenseQA',
@@ -782,7 +900,7 @@ def find_or_make(
     preset: str,  # One of `PRESETS`
     results: Path,  # Folder of published results
     folders: Folders | str | Path | None = None,  # See `records.find_folders`
-    workers: int = 0,  # Processes; 0: one for each CPU
+    workers: int = 0,  # Processes; 0: one for each GPU, or else for each CPU
     retry_failed: bool = False,  # Also make runs that failed before
 ) -> dict[RunSpec, dict | None]:  # spec -> record; None where preset "recorded" finds none
     "Each spec's record, read or made."
@@ -801,7 +919,7 @@ def measure(
     preset: str,  # One of `PRESETS`
     results: Path,  # Folder of published results
     folders: Folders | str | Path | None = None,  # See `records.find_folders`
-    workers: int = 0,  # Processes; 0: one for each CPU
+    workers: int = 0,  # Processes; 0: one for each GPU, or else for each CPU
     retry_failed: bool = False,  # Also make runs that failed before
 ) -> dict[str, dict[str, list[dict]]]:  # panel -> curve -> records
     "Records of a grid's runs, read or made; a curve without any is left out."
@@ -809,6 +927,18 @@ def measure(
     return {
         name: {c: found for c, specs in panel.items() if (found := [record_of[s] for s in specs if record_of[s]])}
         for name, panel in panels.items()
+    }
+
+# %% ../../nbs/evidence/34_grids.ipynb #34e00008
+def made_so_far(
+    panels: dict[str, dict[str, list[RunSpec]]],
+    folders: Folders | str | Path | None = None,  # See `records.find_folders`
+) -> dict[str, dict[str, list[dict]]]:  # As `measure`
+    "The records of a grid's runs that are made on this machine."
+    folders = find_folders(folders)
+    found = {s: find_record(run_key(s, folders), folders) for s in specs_of(panels)}
+    return {
+        name: {c: [r for s in specs if (r := found[s])] for c, specs in some.items()} for name, some in panels.items()
     }
 
 # %% ../../nbs/evidence/34_grids.ipynb #f6ab0095
@@ -855,11 +985,12 @@ def output_folder(
 def published_beside(
     figure: str,  # One of `FIGURES`
     preset: str,
+    task: str = '',  # As for `grid`
 ) -> dict[str, dict[str, list[RunSpec]]]:  # panel -> curve -> specs
-    "The panels that a figure has at other presets than this one."
+    "The panels that a figure has at other presets than this one, or on other tasks."
     if preset not in PUBLISHED:
         return {}
-    here = grid(figure, preset)
+    here = grid(figure, preset, task)
     return {panel: curves for panel, curves in grid(figure).items() if panel not in here}
 
 

@@ -62,9 +62,9 @@ from dsbs.records import (
     one_of,
     project_root,
     replacing,
+    usable_cpus,
     write_text,
 )
-from ..runs.experiments import default_workers
 from ..teacher.sets import read_set
 
 # %% ../../nbs/evidence/43_reporting.ipynb #ccfed089
@@ -467,7 +467,7 @@ def run_figures(paths: Sequence[Path], wanted: Reproduction) -> list[Path]:  # T
         print(f'{path.stem}: done', file=sys.stderr, flush=True)
         return files
 
-    with ThreadPoolExecutor(wanted.workers or default_workers()) as pool:
+    with ThreadPoolExecutor(wanted.workers or usable_cpus()) as pool:
         jobs = {path: pool.submit(one, path) for path in paths}
     failed = [f'{path.stem}: {job.exception()}' for path, job in jobs.items() if job.exception()]
     if failed:

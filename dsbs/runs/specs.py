@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['LABEL_SOURCES', 'RATIONALES', 'KEEP', 'ENGINES', 'CHOICES', 'LIMITS', 'COUNTS', 'DATA_SETTINGS', 'FEW_LABELS',
-           'FREE_LABELS', 'ADDED', 'CONTROLS', 'MAY_DIFFER', 'RunSpec', 'make_spec', 'RunData', 'Prepared',
-           'train_size', 'recipe', 'key_of', 'prepare', 'run_key', 'is_record_of', 'training_examples', 'in_common']
+           'FREE_LABELS', 'ADDED', 'NAMED_BY_PATH', 'CONTROLS', 'MAY_DIFFER', 'RunSpec', 'make_spec', 'RunData',
+           'Prepared', 'train_size', 'recipe', 'key_of', 'prepare', 'run_key', 'is_record_of', 'training_examples',
+           'in_common']
 
 # %% ../../nbs/runs/25_specs.ipynb #9294ea6f
 import difflib
@@ -88,6 +89,10 @@ def _check_together(settings):  # name -> value
         raise UsageError('give n_train or train_fraction, not both')
     if settings['n_extra'] and not settings['extra']:
         raise UsageError('n_extra needs extra: the task whose rows are added')
+    if settings['extra_teacher'] and settings['extra'] in ('', settings['task']):
+        raise UsageError(
+            'extra_teacher needs extra: another task, whose rows are added with the answers of this teacher'
+        )
     if settings['rationales'] == 'human' and settings['label_source'] == 'teacher':
         raise UsageError(
             'rationales=human goes with label_source=human: a human explanation argues for the human label'
@@ -125,6 +130,7 @@ class RunSpec(TrainingConfig):
     subset_seed: int = 0  # Picks the training examples
     extra: str = ''  # Task whose rows are added with the teacher's labels; the same task: of its rows left out
     n_extra: int | None = None  # Added rows; None: all
+    extra_teacher: str = ''  # Folder of a rationale set for the added rows; empty: the recorded teacher of their task
     max_input: int = 1024  # Tokens
     max_target: int = 256  # Tokens
 
@@ -220,11 +226,11 @@ def _read(spec, task):
     return readings
 
 # %% ../../nbs/runs/25_specs.ipynb #50057544
-def _unlabeled_rows(name, folder):  # of a task: all its rows, with the teacher's labels and rationales
+def _unlabeled_rows(name, folder, teacher=''):  # of a task: all its rows, with the teacher's labels and rationales
     task = load_task(name, folder)
     examples = []
     for split in task.splits:
-        readings = teacher_rationales(task, split)
+        readings = teacher_rationales(task, split, teacher)
         rows = [(row, readings[row['id']]) for row in task[split].to_list()]
         examples += [Example(row['id'], row['input'], x.label, x.rationale) for row, x in rows if x.ok]
     return tuple(examples)
@@ -240,6 +246,7 @@ DATA_SETTINGS = (
     'method',
     'label_source',
     'extra',
+    'extra_teacher',
 )
 
 
@@ -253,7 +260,7 @@ def _load_anew(spec, folder):
     readings = _read(spec, task)
     answers = {i: [r.rationale, r.label, r.reason] for i, r in readings.items()}
     hashes = task.data_hash() | dict(teacher=hash_json(answers) if readings else '')
-    extra = () if spec.extra in ('', task.name) else _unlabeled_rows(spec.extra, folder)
+    extra = () if spec.extra in ('', task.name) else _unlabeled_rows(spec.extra, folder, spec.extra_teacher)
     if extra:
         hashes['extra'] = hash_json([[e.id, e.input, e.label, e.rationale] for e in extra])
     if any(map(task.unlabeled, task.splits)):
@@ -303,7 +310,9 @@ ADDED = dict(  # Settings added later, with the only value before
     warmup_ratio=0.0,
     rationale_share=1.0,
     mutual_information=0.0,
+    extra_teacher='',
 )
+NAMED_BY_PATH = ('teacher', 'extra_teacher')  # Settings whose content counts, and not their path
 
 
 def key_of(
@@ -313,7 +322,8 @@ def key_of(
     weights: dict | None = None,  # As a record names them, for a student on the hub that is not here
 ) -> str:  # 64 hexadecimal digits
     "The key of a run on data of these hashes; the data need not be at hand."
-    settings = asdict(spec) | dict(task=task, teacher='a rationale set' if spec.teacher else '')
+    settings = asdict(spec) | dict(task=task)
+    settings |= {name: 'a rationale set' for name in NAMED_BY_PATH if settings[name]}
     settings = {name: value for name, value in settings.items() if name not in ADDED or value != ADDED[name]}
     student = student_hash(spec.student, spec.revision, weights)
     return hash_json(dict(spec=settings, data=hashes, student=student, recipe=recipe(spec)))
@@ -456,6 +466,7 @@ MAY_DIFFER = (
     'teacher_error',
     'extra',
     'n_extra',
+    'extra_teacher',
 )
 
 

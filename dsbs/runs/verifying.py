@@ -208,6 +208,7 @@ def _why_digits_differ(record, machine):  # empty: nothing lets them
         'another kind of machine or other libraries': machine['kind'] != 'same',
         'trained beside other students': students != 1,
         'resumed where something else was used': any(not r['exact'] for r in made.get('resumed', [])),
+        'divided where memory was short': bool(made.get('divided')),
         'trained by several processes': made.get('processes', 1) > 1,
     }
     return [reason for reason, true in reasons.items() if true]

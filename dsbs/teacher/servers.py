@@ -295,8 +295,8 @@ def answer_in_reply(
         if e.reason != ERROR_INSIDE:
             raise _no_completion(site, reply.content, e.reason) from None
         raise _refusal(site, dialect, body, Reply(_status_inside(reply.content), reply.content)) from None
-    clean = {name: without_secret(getattr(answer, name), site.secret) for name in ('text', 'raw', 'served')}
-    return replace(answer, **clean)
+    texts = ('text', 'raw', 'served', 'thinking')
+    return replace(answer, **{name: without_secret(getattr(answer, name), site.secret) for name in texts})
 
 # %% ../../nbs/teacher/14_servers.ipynb #5695884b
 def _not_reached(site, error, lost=False):  # lost: there was a connection

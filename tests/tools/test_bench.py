@@ -153,7 +153,7 @@ def test_a_tie_may_go_either_way():
     'call, words',
     [
         (['train', '--task', 'sudoku'], ["unknown task of the bench 'sudoku'", 'same_kind, svamp, cqa, esnli']),
-        (['train', '--student', '9B'], ["unknown student '9B'", '0.2M, 9M, 60M, 220M']),
+        (['train', '--student', '9B'], ["unknown student '9B'", '0.2M, 9M, 60M, 77M, 220M, 770M']),
         (['train', '--dtype', 'float16'], ["unknown dtype 'float16'", 'bfloat16']),
         (['train', '--device', 'tpu'], ["unknown device 'tpu'", 'cpu, cuda']),
         (['train', '--engine', 'steam'], ["unknown engine 'steam'", 'stack, plain']),
@@ -273,3 +273,82 @@ def test_bfloat16_where_it_is_imitated_is_said_once(monkeypatch, capsys):
     training.warn_of_bfloat16.cache_clear()
     said = capsys.readouterr().err
     assert said.count('only imitates bfloat16') == 1 and 'times as long as in float32; use dtype=float32' in said
+
+
+# ---- the whole table
+
+
+@pytest.fixture
+def no_compiler(monkeypatch):
+    def compile(module, **_):
+        raise RuntimeError('no C++ compiler\nis here')
+
+    monkeypatch.setattr(torch.nn.Module, 'compile', compile)
+
+
+ALL = ['--student', '0.2M', '--task', 'same_kind', '--repeats', '2', '--threads', '1', '--steps', '1', '--limit', '9']
+
+
+def test_the_whole_table_has_a_row_for_each_and_says_what_could_not_be(main, no_compiler):
+    status, out, err = main('bench', '--all', *ALL, '--batch-size', '8', '--device', 'cpu', '--json')
+    rows = json.loads(out)
+    assert status == 0 and [(r['measure'], r['implementation'], r['failed']) for r in rows] == [
+        (measure, variant, why)
+        for measure in ('train', 'answer')
+        for variant, why in (('ours', ''), ('compiled', 'RuntimeError: no C++ compiler'))
+    ]
+    train, _, answer, _ = rows
+    for r in rows:
+        assert r['torch'] == torch.__version__ and r['finished'] and r['device'] and not r['tf32'] and r['commit']
+        assert r['dtype'] == DTYPES[-1] and r['student'] == '0.2M' and r['parameters'] == 213568 or r['failed']
+    assert 0 < train['share_of_peak'] < 1 and train['peak_memory_mb'] > 50 and train['accumulation'] == 1
+    assert train['tokens_per_second'] > train['examples_per_second'] > 0 and train['ratio'] == answer['ratio'] == 1
+    assert answer['questions'] == 9 and answer['tokens_written'] == 3 and answer['tokens_per_second'] > 0
+
+
+def test_the_whole_table_as_text(main, no_compiler):
+    status, out, _ = main('bench', '--all', *ALL, '--batch-size', '8', '--device', 'cpu')
+    where, head, *rows = out.splitlines()
+    assert status == 0 and f'torch {torch.__version__}, same_kind in {DTYPES[-1]}, ' in where
+    assert 'share of peak' in head and len(rows) == 4 and sum('no C++ compiler' in row for row in rows) == 2
+
+
+def test_what_does_not_fit_is_measured_in_pieces_or_says_so(monkeypatch):
+    from dsbs.method.training import PlainEngine
+    from dsbs.tools import bench
+
+    forward, most = PlainEngine.forward, [4]
+
+    def narrowed(engine, batch, totals=None):
+        if len(batch.label_targets) > most[0]:
+            raise torch.OutOfMemoryError('CUDA out of memory.')
+        return forward(engine, batch, totals)
+
+    monkeypatch.setattr(PlainEngine, 'forward', narrowed)
+    monkeypatch.setattr(bench, 'VARIANTS', ('ours',))
+    how = dict(batch_size=16, repeats=1, steps=1, threads=1, engine='plain', limit=5)
+    settings = bench.BenchSettings('cpu', ('float32',), **how)
+    train, answer = bench.bench_all('same_kind', '0.2M', settings)
+    assert (train['accumulation'], train['failed'], answer['failed']) == (4, '', '')
+    most[0] = 0
+    train, answer = bench.bench_all('same_kind', '0.2M', settings)
+    assert train['failed'] == ('OutOfMemory: out of memory with one example at a time: set gradient_checkpointing=true')
+    assert train['ratio'] is None and answer['examples_per_second'] > 0
+
+
+def test_when_nothing_could_be_measured_the_call_failed(main, monkeypatch):
+    from dsbs.tools import bench
+
+    monkeypatch.setattr(bench, 'variant_of', lambda *_: 1 / 0)
+    status, out, err = main('bench', '--all', *ALL, '--device', 'cpu', '--json')
+    assert status == 1 and len(json.loads(out)) == 4
+    assert err.splitlines()[-1] == 'dsbs: nothing could be measured: ZeroDivisionError: division by zero'
+
+
+@pytest.mark.slow
+def test_a_student_is_compiled(main):
+    status, out, err = main(
+        'bench', '--all', *ALL, '--batch-size', '8', '--device', 'cpu', '--dtype', 'float32', '--json'
+    )
+    rows = json.loads(out)
+    assert status == 0 and {r['failed'] for r in rows} == {''} and len(rows) == 4
