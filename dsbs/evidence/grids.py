@@ -15,10 +15,10 @@ __all__ = ['TRAINED_WITH', 'CONTENTS', 'FORMATS', 'A_THIRD', 'SEARCH', 'EMBEDDED
            'quick_setup', 'quick_setups', 'standin_setups', 'paper_setup', 'paper_setups', 'searched_setups',
            'own_setup', 'two_methods', 'data_size_human', 'with_added_rows', 'better_and_weaker_teacher',
            'training_formats', 'content_changes', 'rationale_contents', 'rationale_weights', 'rationale_shares',
-           'compute_curves', 'decoder_prefix', 'search_runs', 'Figure', 'data_size_teacher', 'over_students',
-           'over_both', 'presets_of', 'drawn', 'few_steps', 'smoke_curves', 'smoke_version', 'grid', 'specs_of',
-           'vary_curve', 'vary', 'find_or_make', 'measure', 'publish', 'missing', 'output_folder', 'published_beside',
-           'in_order']
+           'rationale_lengths', 'compute_curves', 'decoder_prefix', 'search_runs', 'Figure', 'data_size_teacher',
+           'over_students', 'over_both', 'presets_of', 'drawn', 'few_steps', 'smoke_curves', 'smoke_version', 'grid',
+           'specs_of', 'vary_curve', 'vary', 'find_or_make', 'measure', 'publish', 'missing', 'output_folder',
+           'published_beside', 'in_order']
 
 # %% ../../nbs/evidence/34_grids.ipynb #a67d9f0c
 from collections.abc import Callable, Iterable, Sequence
@@ -111,6 +111,7 @@ class Setup:
     formats: tuple = FORMATS  # How else rationales are learned
     weights: tuple = (0.0, 0.1, 0.3, 1.0, 3.0)  # Of the rationale task
     shares: tuple = (0.0, 0.15, A_THIRD, 0.5, 1.0)  # Of rows that have a rationale
+    words: tuple = (10, 20, 40)  # Of the longest rationale that is learned
     prefix_ratio: float = 1.25  # Updates with one encoder pass that cost as much as one with two; 0: not compared
 
 # %% ../../nbs/evidence/34_grids.ipynb #f6ab0009
@@ -506,6 +507,12 @@ def rationale_shares(setup: Setup) -> dict[str, list[RunSpec]]:
     return dict(step_by_step=[s for specs in by_share for s in specs])
 
 
+def rationale_lengths(setup: Setup) -> dict[str, list[RunSpec]]:
+    "Step-by-step without the longer rationales, beside all of them and none."
+    limits = {f'words_{n}': curve_of(setup, 'step_by_step', rationale_words=n) for n in setup.words}
+    return dict(standard=curve_of(setup, 'standard'), step_by_step=curve_of(setup, 'step_by_step')) | limits
+
+
 def compute_curves(setup: Setup) -> dict[str, list[RunSpec]]:
     "Both methods at one size, and standard finetuning with step-by-step's compute."
     standard = curve_of(setup, 'standard')
@@ -555,6 +562,7 @@ class Figure:
     data: dict[str, tuple[str, ...]]  # preset -> panels of its `SETUPS`
     augmented: tuple[str, ...] = ()  # Panels with added rows
     own: bool = False  # Can be drawn for a task of one's own
+    smoke: str = ''  # Panel of `quick` that proves the path, where no preset has an embedded task
 
 
 EMBEDDED_PANELS, QUICK_PANELS = tuple(embedded_setups()), tuple(quick_setups())
@@ -626,6 +634,14 @@ FIGURES = PAPER_FIGURES | {
     'compute': Figure('', 'Accuracy against compute', compute_curves, NOT_PAPER, own=True),
     'rationale_content': Figure('', 'What in a rationale helps', rationale_contents, ON_TWO, own=True),
     'rationale_share': Figure('', 'How many rows need a rationale', rationale_shares, NOT_PAPER, own=True),
+    'rationale_words': Figure(
+        '',
+        'How long a rationale may be',
+        rationale_lengths,
+        dict(standin=STANDIN_PANELS),
+        own=True,
+        smoke='quick_weight_untold',
+    ),
     'rationale_weight': Figure(
         '', 'The weight of the rationale task', rationale_weights, ON_ONE | dict(paper=('cqa',)), own=True
     ),
@@ -705,6 +721,8 @@ def grid(
     if preset == 'recorded':
         all_presets = [grid(figure, p) for p in PUBLISHED if p in f.data]
         return {panel: curves for panels in all_presets for panel, curves in panels.items()}
+    if preset == 'smoke' and f.smoke:
+        return smoke_version(drawn(f, {f.smoke: quick_setups()[f.smoke]}))
     if preset == 'smoke':
         return smoke_version(grid(figure, next(iter(f.data))))
     setups = SETUPS[preset]()
