@@ -11,7 +11,8 @@ __all__ = ['ARMS', 'CELLS', 'NEEDED', 'FEWEST_SEEDS', 'FEWEST_ROWS', 'TOKENS_PER
            'undecided', 'also', 'accuracies', 'rows_bought', 'priced_gain', 'judge', 'draw_pilot', 'span',
            'markdown_table', 'gains_table', 'accuracy_rows', 'forecast_lines', 'page_text', 'PilotSettings', 'fit_time',
            'teacher_accuracy_known', 'pilot', 'write_pilot', 'pilot_folder', 'Case', 'published_runs', 'Truth',
-           'truth_of', 'outcome', 'score', 'draws_of', 'score_card', 'score_shares', 'draw_scores', 'score_files']
+           'truth_of', 'outcome', 'score', 'draws_of', 'score_card', 'published_cards', 'score_shares', 'draw_scores',
+           'score_files']
 
 # %% ../../nbs/evidence/44_pilot.ipynb #44a00003
 import json
@@ -686,14 +687,12 @@ def published_runs(
     results: Path,  # Folder of published results
 ) -> pd.DataFrame:  # As from `tidy`; `curve` is the arm
     "Published runs of an embedded task as arms of a pilot."
-    main = measure(dict(main=grid('fig4_data_size_human', 'embedded')[task]), 'recorded', results)['main']
-    shares = measure(dict(shares=grid('rationale_share', 'embedded').get(task, {})), 'recorded', results)
-    thirds = [
-        r for some in shares.get('shares', {}).values() for r in some if r['spec'].get('rationale_share') == A_THIRD
-    ]
-    arms = {arm: main[curve] for curve, arm in AS_ARMS.items() if curve in main} | (
-        dict(third=thirds) if thirds else {}
-    )
+    asked = dict(main=grid('fig4_data_size_human', 'embedded')[task])
+    asked['shares'] = grid('rationale_share', 'embedded').get(task, {})
+    found = measure(asked, 'recorded', results)
+    main, shares = found['main'], found['shares'].get('step_by_step', ())
+    third = [r for r in shares if r['spec'].get('rationale_share') == A_THIRD]
+    arms = {arm: main.get(curve, []) for curve, arm in AS_ARMS.items()} | dict(third=third)
     return tidy({task: arms})
 
 # %% ../../nbs/evidence/44_pilot.ipynb #44a0004a
@@ -765,17 +764,25 @@ def draws_of(seeds: Sequence[int], size: int, draws: int = DRAWS) -> list[tuple[
 def score_card(
     runs: dict[str, pd.DataFrame],  # task -> from `published_runs`
     seeds: int = FEWEST_SEEDS,  # Of a draw
-    cases: Sequence[Case] = CASES,
+    cases: Sequence[Case] = CASES,  # Those that have no runs are left out
 ) -> pd.DataFrame:  # case, and the columns of `score`; a row for each draw
     "The rule, asked about many draws of seeds."
     rows = []
     for case in cases:
         frame = runs[case.task]
+        if not len(frame):
+            continue
         some, truth = frame[frame['n_train'].isin((case.half, case.whole))], truth_of(frame, case)
         for group in draws_of(frame['seed'].unique(), seeds):
             found = judge(some[some['seed'].isin(group)], Cost(100.0, 'a guess'))
             rows.append(dict(case=case.name, seeds=seeds) | score(found, truth))
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=['case', 'seeds', 'rationales', 'rows', 'advice', 'inside'])
+
+
+def published_cards(results: Path) -> pd.DataFrame:  # results: folder of published results
+    "The score card of all cases, with three and with five seeds."
+    runs = {task: published_runs(task, results) for task in dict.fromkeys(case.task for case in CASES)}
+    return pd.concat([score_card(runs, seeds) for seeds in (FEWEST_SEEDS, FEWEST_SEEDS + 2)])
 
 # %% ../../nbs/evidence/44_pilot.ipynb #44a00050
 OUTCOMES = {  # Outcome -> colour and hatching
@@ -797,6 +804,12 @@ def score_shares(cards: pd.DataFrame) -> pd.DataFrame:  # cards: from `score_car
 def draw_scores(cards: pd.DataFrame) -> plt.Figure:
     "How often the rule is right, wrong, or says that it does not know."
     with plt.rc_context(THEME):
+        if not len(cards):
+            fig, ax = plt.subplots(figsize=(4, 1), layout='constrained')
+            ax.set_axis_off()
+            ax.text(0.5, 0.5, 'no runs yet', ha='center')
+            plt.close(fig)
+            return fig
         shares = score_shares(cards)
         cases = list(dict.fromkeys(cards['case']))
         rows = [(case, seeds) for case in cases for seeds in sorted(cards['seeds'].unique())]
