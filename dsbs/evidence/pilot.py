@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['ARMS', 'CELLS', 'NEEDED', 'FEWEST_SEEDS', 'FEWEST_ROWS', 'TOKENS_PER_WORD', 'MINUTES', 'GAINS', 'MARGIN', 'LEVEL',
-           'FILTER_FROM', 'YES', 'NO', 'DONT_KNOW', 'NEXT', 'REASONS', 'CASES', 'AS_ARMS', 'RIGHT', 'LESS', 'WRONG',
-           'DRAWS', 'OUTCOMES', 'QUESTIONS', 'Arm', 'Design', 'Cost', 'words_cost', 'answer_cost', 'Budget',
+           'FILTER_FROM', 'YES', 'NO', 'DONT_KNOW', 'NEXT', 'REASONS', 'SLOW', 'CASES', 'AS_ARMS', 'RIGHT', 'LESS',
+           'WRONG', 'DRAWS', 'OUTCOMES', 'QUESTIONS', 'Arm', 'Design', 'Cost', 'words_cost', 'answer_cost', 'Budget',
            'read_budget', 'share_within', 'smaller_designs', 'within_minutes', 'runs_of', 'gains_of', 'made_up_runs',
            'Forecast', 'next_doubling', 'line_about', 'answers_of', 'Known', 'next_purchase', 'seeds_to_decide',
            'undecided', 'also', 'accuracies', 'rows_bought', 'priced_gain', 'judge', 'draw_pilot', 'span',
-           'markdown_table', 'gains_table', 'accuracy_rows', 'forecast_lines', 'page_text', 'PilotSettings', 'fit_time',
-           'teacher_accuracy_known', 'pilot', 'write_pilot', 'pilot_folder', 'Case', 'published_runs', 'Truth',
-           'truth_of', 'outcome', 'score', 'draws_of', 'score_card', 'published_cards', 'score_shares', 'draw_scores',
-           'score_files']
+           'markdown_table', 'gains_table', 'accuracy_rows', 'forecast_lines', 'said_lines', 'about_runs', 'page_text',
+           'PilotSettings', 'fit_time', 'teacher_accuracy_known', 'pilot', 'write_pilot', 'pilot_folder', 'Case',
+           'published_runs', 'Truth', 'truth_of', 'outcome', 'score', 'draws_of', 'score_card', 'published_cards',
+           'score_shares', 'draw_scores', 'score_files']
 
 # %% ../../nbs/evidence/44_pilot.ipynb #44a00003
 import json
@@ -30,7 +30,7 @@ from matplotlib import pyplot as plt
 from ..data.examples import Task
 from ..data.tasks import load_task
 from .grids import A_THIRD, curve_of, grid, measure, own_setup, specs_of
-from .plotting import LOOKS, THEME, save_figure
+from .plotting import LOOKS, THEME, save_figure, write_gaps
 from dsbs.evidence.statistics import (
     FAILS,
     HOLDS,
@@ -510,35 +510,43 @@ def forecast_lines(found: dict) -> list[str]:
     ] + ['']
 
 # %% ../../nbs/evidence/44_pilot.ipynb #44a0003a
+SLOW = 'Some runs had not converged; more updates may change the answer (`--set max_steps=...`).'
+
+
+def said_lines(found: dict) -> list[str]:
+    "The answers, what is undecided, and what may be tried."
+    asked = dict(rationales='rationales', rows='more rows')
+    said = [f'Do {what} help? **{found["answers"][name]}**' for name, what in asked.items()]
+    return [f'- {line}' for line in [*said, *(u['text'] for u in found['undecided']), *found['also']]]
+
+
+def about_runs(found: dict) -> list[str]:
+    "What the runs are, and what was left out."
+    left_out = [f'Left out for the budget: {", ".join(found["left_out"])}.', ''] if found['left_out'] else []
+    return [
+        f'{found["rows"]} training rows, {found["test_questions"]} test questions, teacher {found["teacher"]}, '
+        f'student {found["student"]}, seeds {", ".join(map(str, found["seeds"]))}.',
+        *([found['note'], ''] if found['note'] else ['']),
+        *left_out,
+    ]
+
+# %% ../../nbs/evidence/44_pilot.ipynb #44a0003c
 def page_text(found: dict) -> str:  # found: from `pilot`
     "The page, in Markdown."
-    said = [
-        f'- Do {what} help? **{found["answers"][name]}**'
-        for name, what in (('rationales', 'rationales'), ('rows', 'more rows'))
-    ]
-    left_out = [f'Left out for the budget: {", ".join(found["left_out"])}.', ''] if found['left_out'] else []
     slow = [p for p in found['accuracy'] if p['converged'] < 1]
-    warning = (
-        ['Some runs had not converged; more updates may change the answer (`--set max_steps=...`).', ''] if slow else []
-    )
-    notes = [f'- {line}' for line in [*(u['text'] for u in found['undecided']), *found['also']]]
     return '\n'.join(
         [
             f'# Pilot: {found["task"]}',
             '',
             f'**Buy next: {found["advice"]}.** {REASONS[found["advice"]]}',
             '',
-            *said,
-            *notes,
+            *said_lines(found),
             '',
-            f'{found["rows"]} training rows, {found["test_questions"]} test questions, teacher {found["teacher"]}, '
-            f'student {found["student"]}, seeds {", ".join(map(str, found["seeds"]))}.',
-            *([found['note'], ''] if found['note'] else ['']),
-            *left_out,
+            *about_runs(found),
             '## Accuracy',
             '',
             *accuracy_rows(found),
-            *warning,
+            *([SLOW, ''] if slow else []),
             '![Accuracy against rows](pilot.png)',
             '',
             '## What it brought, and what it cost',
@@ -554,7 +562,7 @@ def page_text(found: dict) -> str:  # found: from `pilot`
         ]
     )
 
-# %% ../../nbs/evidence/44_pilot.ipynb #44a0003d
+# %% ../../nbs/evidence/44_pilot.ipynb #44a0003f
 @dataclass(frozen=True)
 class PilotSettings:
     "How a pilot is made."
@@ -583,7 +591,7 @@ class PilotSettings:
         spec = make_spec(self.changes)
         return {name: getattr(spec, name) for name in self.changes}
 
-# %% ../../nbs/evidence/44_pilot.ipynb #44a0003f
+# %% ../../nbs/evidence/44_pilot.ipynb #44a00041
 def fit_time(
     design: Design,
     settings: PilotSettings,
@@ -607,7 +615,7 @@ def teacher_accuracy_known(task: Task, readings: dict[str, Reading]) -> float | 
     rows = [row for row in task['train'].to_list() if readings[row['id']].reason != 'not asked']
     return quality(rows, [readings[row['id']] for row in rows], task)['accuracy']
 
-# %% ../../nbs/evidence/44_pilot.ipynb #44a00041
+# %% ../../nbs/evidence/44_pilot.ipynb #44a00043
 def pilot(
     task: str,  # A built-in task's name, or a task folder
     teacher: str = '',  # Folder of a rationale set; empty: the task's own teacher, recorded or simulated
@@ -641,7 +649,7 @@ def pilot(
         runs=[record_of[s]['key'] for s in specs],
     )
 
-# %% ../../nbs/evidence/44_pilot.ipynb #44a00045
+# %% ../../nbs/evidence/44_pilot.ipynb #44a00047
 def write_pilot(
     found: dict,  # From `pilot`
     out: Path,  # A folder
@@ -658,7 +666,7 @@ def pilot_folder(found: dict, folders: Folders) -> Path:
     "Where a pilot is written unless a folder is named."
     return folders.runs / 'pilots' / file_name(found['task'])
 
-# %% ../../nbs/evidence/44_pilot.ipynb #44a00048
+# %% ../../nbs/evidence/44_pilot.ipynb #44a0004a
 @dataclass(frozen=True)
 class Case:
     "A published learning curve that is judged as if it were a pilot's."
@@ -695,7 +703,7 @@ def published_runs(
     arms = {arm: main.get(curve, []) for curve, arm in AS_ARMS.items()} | dict(third=third)
     return tidy({task: arms})
 
-# %% ../../nbs/evidence/44_pilot.ipynb #44a0004a
+# %% ../../nbs/evidence/44_pilot.ipynb #44a0004c
 @dataclass(frozen=True)
 class Truth:
     "What is so, as far as ten seeds know it."
@@ -729,7 +737,7 @@ def truth_of(runs: pd.DataFrame, case: Case) -> Truth:
         means['rationales'][case.whole] - labels[case.whole], (labels[case.beyond] - labels[case.whole]) / doublings
     )
 
-# %% ../../nbs/evidence/44_pilot.ipynb #44a0004c
+# %% ../../nbs/evidence/44_pilot.ipynb #44a0004e
 RIGHT, LESS, WRONG = 'right', 'helps, but less than another', 'wrong'
 
 
@@ -750,7 +758,7 @@ def score(
     inside = bool(ahead['low'] <= truth.rows <= ahead['high'])
     return answers | dict(advice=outcome(found['advice'], truth.worth, truth.helping), inside=inside)
 
-# %% ../../nbs/evidence/44_pilot.ipynb #44a0004e
+# %% ../../nbs/evidence/44_pilot.ipynb #44a00050
 DRAWS = 40  # Groups of seeds, of each case
 
 
@@ -784,7 +792,7 @@ def published_cards(results: Path) -> pd.DataFrame:  # results: folder of publis
     runs = {task: published_runs(task, results) for task in dict.fromkeys(case.task for case in CASES)}
     return pd.concat([score_card(runs, seeds) for seeds in (FEWEST_SEEDS, FEWEST_SEEDS + 2)])
 
-# %% ../../nbs/evidence/44_pilot.ipynb #44a00050
+# %% ../../nbs/evidence/44_pilot.ipynb #44a00052
 OUTCOMES = {  # Outcome -> colour and hatching
     RIGHT: ('#0072B2', ''),
     LESS: ('#56B4E9', '..'),
@@ -806,9 +814,7 @@ def draw_scores(cards: pd.DataFrame) -> plt.Figure:
     with plt.rc_context(THEME):
         if not len(cards):
             fig, ax = plt.subplots(figsize=(4, 1), layout='constrained')
-            ax.set_axis_off()
-            ax.text(0.5, 0.5, 'no runs yet', ha='center')
-            plt.close(fig)
+            write_gaps(ax, ['no runs yet'])
             return fig
         shares = score_shares(cards)
         cases = list(dict.fromkeys(cards['case']))
@@ -827,10 +833,9 @@ def draw_scores(cards: pd.DataFrame) -> plt.Figure:
         axes[0].invert_yaxis()
         names = axes[0].get_legend_handles_labels()
         fig.legend(*names, loc='outside lower center', ncols=len(OUTCOMES))
-        plt.close(fig)
         return fig
 
-# %% ../../nbs/evidence/44_pilot.ipynb #44a00056
+# %% ../../nbs/evidence/44_pilot.ipynb #44a00058
 def score_files(
     paths: Sequence[Path],  # Each a `pilot.json`
     truth: Truth,

@@ -758,7 +758,6 @@ def preview_teacher(
     model: TeacherModel,
     settings: ExtractSettings,
     out: str | Path | None = None,  # As for `ask_teacher`
-    price: float | None = None,  # Money for 1,000 tokens
     folders: Folders | str | Path | None = None,  # See `records.find_folders`
 ) -> dict:  # task, split, model, what `preview` gives, `whole_cost`, `doubtful_rows`
     "Ask a model about the first rows, and tell what all rows would cost."
@@ -769,4 +768,4 @@ def preview_teacher(
         found = preview(task, split, backend, store, out, replace(settings, concurrency=concurrency))
     rows = task[split].to_list()
     about = dict(task=task.name, split=split, model=model.name, requested=len(found['seen']))
-    return about | found | dict(cost=whole_cost(found['seen'], len(rows), price), doubtful=doubtful_rows(rows))
+    return about | found | dict(cost=whole_cost(found['seen'], len(rows)), doubtful=doubtful_rows(rows))

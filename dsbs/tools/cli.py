@@ -231,7 +231,7 @@ def _extracted_text(found):
 @command('extract', 'ask an LLM for rationales', _extracted_text, *WHICH_QUESTIONS, *HOW_ASKED, *LOOK_FIRST)
 def _extract(args):
     from dsbs.data.tasks import load_task
-    from dsbs.teacher.sets import ExtractSettings, TeacherModel, ask_teacher, preview_teacher
+    from dsbs.teacher.sets import ExtractSettings, TeacherModel, ask_teacher, preview_teacher, whole_cost
 
     if args.price is not None and not (args.preview and args.price > 0):
         raise UsageError('--price goes with --preview, and is money for 1,000 tokens, above 0')
@@ -250,7 +250,8 @@ def _extract(args):
     task = load_task(args.task, args.data_dir, args.stand_in)
     if args.preview:
         first = replace(settings, limit=args.limit or 20)
-        found = preview_teacher(task, args.split, model, first, args.out, args.price, args.data_dir)
+        found = preview_teacher(task, args.split, model, first, args.out, args.data_dir)
+        found['cost'] = whole_cost(found['seen'], found['cost']['rows'], args.price)
         return Outcome(found, found['why'])
     found = ask_teacher(task, args.split, model, settings, args.out)
     return Outcome(found.summary(), '; '.join(found.shortfalls))
