@@ -6,13 +6,13 @@
 __all__ = ['ARMS', 'CELLS', 'NEEDED', 'FEWEST_SEEDS', 'FEWEST_ROWS', 'TOKENS_PER_WORD', 'MINUTES', 'GAINS', 'MARGIN', 'LEVEL',
            'FILTER_FROM', 'YES', 'NO', 'DONT_KNOW', 'NEXT', 'REASONS', 'SLOW', 'CASES', 'AS_ARMS', 'RIGHT', 'LESS',
            'WRONG', 'DRAWS', 'OUTCOMES', 'QUESTIONS', 'Arm', 'Design', 'Cost', 'words_cost', 'answer_cost', 'Budget',
-           'read_budget', 'share_within', 'smaller_designs', 'within_minutes', 'runs_of', 'gains_of', 'made_up_runs',
-           'Forecast', 'next_doubling', 'line_about', 'answers_of', 'Known', 'next_purchase', 'seeds_to_decide',
-           'undecided', 'also', 'accuracies', 'rows_bought', 'priced_gain', 'judge', 'draw_pilot', 'span',
-           'markdown_table', 'gains_table', 'accuracy_rows', 'forecast_lines', 'said_lines', 'about_runs', 'page_text',
-           'PilotSettings', 'fit_time', 'teacher_accuracy_known', 'pilot', 'write_pilot', 'pilot_folder', 'Case',
-           'published_runs', 'Truth', 'truth_of', 'outcome', 'score', 'draws_of', 'score_card', 'published_cards',
-           'score_shares', 'draw_scores', 'score_files']
+           'read_budget', 'share_within', 'smaller_designs', 'within_minutes', 'runs_of', 'gains_of', 'slow_gains',
+           'made_up_runs', 'Forecast', 'next_doubling', 'line_about', 'answers_of', 'Known', 'next_purchase',
+           'seeds_to_decide', 'what_would_decide', 'undecided', 'also', 'accuracies', 'rows_bought', 'priced_gain',
+           'judge', 'draw_pilot', 'span', 'markdown_table', 'gains_table', 'accuracy_rows', 'forecast_lines',
+           'said_lines', 'about_runs', 'page_text', 'PilotSettings', 'fit_time', 'teacher_accuracy_known', 'pilot',
+           'write_pilot', 'pilot_folder', 'Case', 'published_runs', 'Truth', 'truth_of', 'outcome', 'score', 'draws_of',
+           'score_card', 'published_cards', 'score_shares', 'draw_scores', 'score_files']
 
 # %% ../../nbs/evidence/44_pilot.ipynb #44a00003
 import json
@@ -29,7 +29,7 @@ from matplotlib import pyplot as plt
 
 from ..data.examples import Task
 from ..data.tasks import load_task
-from .grids import A_THIRD, curve_of, grid, measure, own_setup, specs_of
+from .grids import A_THIRD, CONVERGED, curve_of, grid, measure, own_setup, specs_of
 from .plotting import LOOKS, THEME, save_figure, write_gaps
 from dsbs.evidence.statistics import (
     FAILS,
@@ -246,7 +246,17 @@ def gains_of(frame: pd.DataFrame) -> dict[str, Gain]:  # One of `GAINS` -> it, i
             found[name] = paired_differences(*sides).gain
     return found
 
-# %% ../../nbs/evidence/44_pilot.ipynb #44a0001c
+# %% ../../nbs/evidence/44_pilot.ipynb #44a0001b
+def slow_gains(frame: pd.DataFrame) -> list[str]:  # Some of `GAINS`
+    "The gains of which a side has not converged."
+    found = []
+    for name, (_, ours, other) in GAINS.items():
+        sides = [runs_of(frame, *side)['converged'].fillna(False).astype(bool) for side in (ours, other)]
+        if any(len(side) and side.mean() < CONVERGED for side in sides):
+            found.append(name)
+    return found
+
+# %% ../../nbs/evidence/44_pilot.ipynb #44a0001d
 def made_up_runs(
     accuracy: dict[tuple[str, str], float],  # (arm, size) -> percent
     seeds: Sequence[int] = (0, 1, 2),
@@ -262,7 +272,7 @@ def made_up_runs(
             made.append(at | dict(test_accuracy=mean + noise[seed], n_test=500, correct=None, converged=True))
     return pd.DataFrame(made)
 
-# %% ../../nbs/evidence/44_pilot.ipynb #44a0001f
+# %% ../../nbs/evidence/44_pilot.ipynb #44a00020
 @dataclass(frozen=True)
 class Forecast:
     "What a doubling of the rows is likely to bring, in points."
@@ -288,39 +298,48 @@ def next_doubling(
     mean = (same.mean + law.mean) / 2
     return Forecast(*(min(points, room) for points in (mean, low, high)))
 
-# %% ../../nbs/evidence/44_pilot.ipynb #44a00023
+# %% ../../nbs/evidence/44_pilot.ipynb #44a00024
 MARGIN, LEVEL, FILTER_FROM = 2.0, 0.1, 10.0  # Points; chance of a wrong statement; percent of known labels
 YES, NO, DONT_KNOW = 'yes', 'no', "don't know"
 NEXT = ('labels', 'rationales', 'filtering', 'a larger student', 'nothing', DONT_KNOW)
 
 
-def line_about(gain: Gain) -> dict[str, float]:  # Verdict -> p-value
+def line_about(
+    gain: Gain,
+    questions: int,  # That one run answered
+) -> dict[str, float]:  # Verdict -> p-value
     "The two statements about a gain: it is above 0, or it is not worth buying."
-    return {HOLDS: gain.p_above(0), FAILS: gain.p_below(MARGIN)}
+    if gain.error > 0:
+        return {HOLDS: gain.p_above(0), FAILS: gain.p_below(MARGIN)}
+    return {HOLDS: 1.0, FAILS: (1 - MARGIN / 100) ** questions if gain.mean == 0 else 1.0}
 
-
+# %% ../../nbs/evidence/44_pilot.ipynb #44a00027
 def answers_of(
     gains: dict[str, Gain],
     doubling: Forecast,  # Of labels alone
+    questions: int,  # That one run answered
+    slow: Sequence[str] = (),  # Gains of runs that have not converged
 ) -> dict[str, str]:  # "rationales" and "rows" -> YES, NO or DONT_KNOW
     "Points 1 and 2 of the rule."
     said = {HOLDS: YES, FAILS: NO, UNDECIDED: DONT_KNOW}
     asked = ('rationales', 'rows')
-    found = verdicts([line_about(gains[name]) for name in asked], LEVEL)
+    found = verdicts([line_about(gains[name], questions) for name in asked], LEVEL)
     answers = {name: said[verdict] for name, verdict in zip(asked, found, strict=True)}
-    if 'content' in gains and verdicts([line_about(gains['content'])], LEVEL) == [FAILS]:
-        answers['rationales'] = NO
+    if 'content' in gains and 'content' not in slow:
+        if verdicts([line_about(gains['content'], questions)], LEVEL) == [FAILS]:
+            answers['rationales'] = NO
     if answers['rows'] == YES and doubling.mean < MARGIN:
         answers['rows'] = NO
-    return answers
+    return {name: DONT_KNOW if name in slow else answer for name, answer in answers.items()}
 
-# %% ../../nbs/evidence/44_pilot.ipynb #44a00025
+# %% ../../nbs/evidence/44_pilot.ipynb #44a00029
 @dataclass(frozen=True)
 class Known:
     "What is known of a pilot beside its gains."
 
     best: float  # Accuracy of the best arm, in percent
-    teacher: float | None = None  # The teacher's, on known labels; None: there are none
+    teacher: float | None = None  # The teacher's, on known labels that it gave an answer to; None: there are none
+    questions: int = 500  # That one run answered
 
 
 def next_purchase(answers: dict[str, str], gains: dict[str, Gain], doubling: Forecast, known: Known) -> str:
@@ -337,36 +356,45 @@ def next_purchase(answers: dict[str, str], gains: dict[str, Gain], doubling: For
         return DONT_KNOW
     return 'filtering' if 100 - known.teacher >= FILTER_FROM else 'a larger student'
 
-# %% ../../nbs/evidence/44_pilot.ipynb #44a00028
+# %% ../../nbs/evidence/44_pilot.ipynb #44a0002c
 def seeds_to_decide(gain: Gain) -> int | None:  # None: more than a thousand, or not known
     "How many more seeds would decide about a gain."
     value = 0.0 if gain.mean > MARGIN / 2 else MARGIN
     return more_seeds(gain, value, LEVEL)
 
 
-def undecided(answers: dict[str, str], gains: dict[str, Gain]) -> list[dict]:  # about, more_seeds, text
+def what_would_decide(name: str, more: int | None, slow: Sequence[str]) -> str:
+    "A line about what is not decided."
+    if name in slow:
+        return f'{GAINS[name][0]}: the runs have not converged, so more updates come first (--set max_steps=...)'
+    seeds = f'{more} more seeds would decide' if more else 'and a thousand more seeds might not decide'
+    return f'{GAINS[name][0]}: undecided, {seeds}'
+
+
+def undecided(
+    answers: dict[str, str],
+    gains: dict[str, Gain],
+    slow: Sequence[str] = (),  # Gains of runs that have not converged
+) -> list[dict]:  # about, more_seeds, text
     "What is not decided, and what would decide it."
     found = []
     for name in (name for name, answer in answers.items() if answer == DONT_KNOW):
-        more = seeds_to_decide(gains[name])
-        text = f'{GAINS[name][0]}: undecided, ' + (
-            f'{more} more seeds would decide' if more else 'and more than a thousand seeds might not decide'
-        )
-        found.append(dict(about=name, more_seeds=more, text=text))
+        more = None if name in slow else seeds_to_decide(gains[name])
+        found.append(dict(about=name, more_seeds=more, text=what_would_decide(name, more, slow)))
     return found
 
-# %% ../../nbs/evidence/44_pilot.ipynb #44a0002a
+# %% ../../nbs/evidence/44_pilot.ipynb #44a0002e
 def also(gains: dict[str, Gain], known: Known) -> list[str]:
     "What costs nothing and may be tried, whatever comes next."
     found = []
-    if 'third' in gains and verdicts([line_about(gains['third'])], LEVEL) == [FAILS]:
+    if 'third' in gains and verdicts([line_about(gains['third'], known.questions)], LEVEL) == [FAILS]:
         found.append(f'a third of the rationales does as well as all, to within {MARGIN:g} points: ask for fewer')
     if known.teacher is not None and 100 - known.teacher >= FILTER_FROM:
         wrong = f'the teacher errs on {100 - known.teacher:.0f}% of the known labels'
         found.append(f'{wrong}: try keep=agree, which learns only the rationales that argue for the known label')
     return found
 
-# %% ../../nbs/evidence/44_pilot.ipynb #44a0002d
+# %% ../../nbs/evidence/44_pilot.ipynb #44a00031
 def accuracies(frame: pd.DataFrame) -> list[dict]:  # arm, rows, accuracy, low, high (95% over seeds), seeds, converged
     "Each arm at each size."
     points = summary(frame)
@@ -409,7 +437,7 @@ def priced_gain(name: str, gain: Gain, cost: Cost, sizes: Sequence[int]) -> dict
         )
     )
 
-# %% ../../nbs/evidence/44_pilot.ipynb #44a00030
+# %% ../../nbs/evidence/44_pilot.ipynb #44a00034
 def judge(
     frame: pd.DataFrame,  # From `tidy`; `curve` is the arm
     cost: Cost,
@@ -421,19 +449,20 @@ def judge(
         arm: next_doubling(runs_of(frame, arm, 'half'), runs_of(frame, arm, 'all')) for arm in ('labels', 'rationales')
     }
     points = accuracies(frame)
-    known = Known(max(p['accuracy'] for p in points), teacher)
-    answers = answers_of(gains, doubling['labels'])
+    known = Known(max(p['accuracy'] for p in points), teacher, int(frame['n_test'].min()))
+    slow = slow_gains(frame)
+    answers = answers_of(gains, doubling['labels'], known.questions, slow)
     return dict(
         accuracy=points,
         gains=[priced_gain(name, gain, cost, sizes) for name, gain in gains.items()],
         next_doubling={arm: asdict(f) | dict(tokens=round(cost.of(sizes[-1]))) for arm, f in doubling.items()},
         answers=answers,
         advice=next_purchase(answers, gains, doubling['labels'], known),
-        undecided=undecided(answers, gains),
+        undecided=undecided(answers, gains, slow),
         also=also(gains, known),
     )
 
-# %% ../../nbs/evidence/44_pilot.ipynb #44a00034
+# %% ../../nbs/evidence/44_pilot.ipynb #44a00038
 def draw_pilot(found: dict) -> plt.Figure:  # found: from `judge`
     "The learning curves, and what the next doubling is likely to bring."
     with plt.rc_context(THEME):
@@ -461,7 +490,7 @@ def draw_pilot(found: dict) -> plt.Figure:  # found: from `judge`
         plt.close(fig)
         return fig
 
-# %% ../../nbs/evidence/44_pilot.ipynb #44a00036
+# %% ../../nbs/evidence/44_pilot.ipynb #44a0003a
 REASONS = {  # One of `NEXT` -> why
     'labels': 'More rows help, and rationales help less than a doubling of the rows is likely to, or not for sure.',
     'rationales': 'They help, and by more than as many more labels are likely to.',
@@ -484,7 +513,7 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence]) -> list[str]:
     cells = [[*head], ['---'] * len(head), *([str(cell) for cell in row] for row in rows)]
     return ['| ' + ' | '.join(row) + ' |' for row in cells] + ['']
 
-# %% ../../nbs/evidence/44_pilot.ipynb #44a00038
+# %% ../../nbs/evidence/44_pilot.ipynb #44a0003c
 def gains_table(found: dict) -> list[str]:
     "What each thing brought, and what it cost."
     rows = []
@@ -509,7 +538,7 @@ def forecast_lines(found: dict) -> list[str]:
         for arm, ahead in found['next_doubling'].items()
     ] + ['']
 
-# %% ../../nbs/evidence/44_pilot.ipynb #44a0003a
+# %% ../../nbs/evidence/44_pilot.ipynb #44a0003e
 SLOW = 'Some runs had not converged; more updates may change the answer (`--set max_steps=...`).'
 
 
@@ -530,7 +559,7 @@ def about_runs(found: dict) -> list[str]:
         *left_out,
     ]
 
-# %% ../../nbs/evidence/44_pilot.ipynb #44a0003c
+# %% ../../nbs/evidence/44_pilot.ipynb #44a00040
 def page_text(found: dict) -> str:  # found: from `pilot`
     "The page, in Markdown."
     slow = [p for p in found['accuracy'] if p['converged'] < 1]
@@ -562,7 +591,7 @@ def page_text(found: dict) -> str:  # found: from `pilot`
         ]
     )
 
-# %% ../../nbs/evidence/44_pilot.ipynb #44a0003f
+# %% ../../nbs/evidence/44_pilot.ipynb #44a00043
 @dataclass(frozen=True)
 class PilotSettings:
     "How a pilot is made."
@@ -591,7 +620,7 @@ class PilotSettings:
         spec = make_spec(self.changes)
         return {name: getattr(spec, name) for name in self.changes}
 
-# %% ../../nbs/evidence/44_pilot.ipynb #44a00041
+# %% ../../nbs/evidence/44_pilot.ipynb #44a00045
 def fit_time(
     design: Design,
     settings: PilotSettings,
@@ -611,11 +640,13 @@ def fit_time(
 
 
 def teacher_accuracy_known(task: Task, readings: dict[str, Reading]) -> float | None:  # Percent
-    "How often the teacher's readings of training rows agree with known labels; None without any."
+    "How often the teacher's labels of training rows are the known ones; None without any."
     rows = [row for row in task['train'].to_list() if readings[row['id']].reason != 'not asked']
-    return quality(rows, [readings[row['id']] for row in rows], task)['accuracy']
+    found = quality(rows, [readings[row['id']] for row in rows], task)
+    answered = found['correct'] + found['disagrees']
+    return 100 * found['correct'] / answered if answered else None
 
-# %% ../../nbs/evidence/44_pilot.ipynb #44a00043
+# %% ../../nbs/evidence/44_pilot.ipynb #44a00047
 def pilot(
     task: str,  # A built-in task's name, or a task folder
     teacher: str = '',  # Folder of a rationale set; empty: the task's own teacher, recorded or simulated
@@ -649,7 +680,7 @@ def pilot(
         runs=[record_of[s]['key'] for s in specs],
     )
 
-# %% ../../nbs/evidence/44_pilot.ipynb #44a00047
+# %% ../../nbs/evidence/44_pilot.ipynb #44a0004b
 def write_pilot(
     found: dict,  # From `pilot`
     out: Path,  # A folder
@@ -666,7 +697,7 @@ def pilot_folder(found: dict, folders: Folders) -> Path:
     "Where a pilot is written unless a folder is named."
     return folders.runs / 'pilots' / file_name(found['task'])
 
-# %% ../../nbs/evidence/44_pilot.ipynb #44a0004a
+# %% ../../nbs/evidence/44_pilot.ipynb #44a0004e
 @dataclass(frozen=True)
 class Case:
     "A published learning curve that is judged as if it were a pilot's."
@@ -703,7 +734,7 @@ def published_runs(
     arms = {arm: main.get(curve, []) for curve, arm in AS_ARMS.items()} | dict(third=third)
     return tidy({task: arms})
 
-# %% ../../nbs/evidence/44_pilot.ipynb #44a0004c
+# %% ../../nbs/evidence/44_pilot.ipynb #44a00050
 @dataclass(frozen=True)
 class Truth:
     "What is so, as far as ten seeds know it."
@@ -737,7 +768,7 @@ def truth_of(runs: pd.DataFrame, case: Case) -> Truth:
         means['rationales'][case.whole] - labels[case.whole], (labels[case.beyond] - labels[case.whole]) / doublings
     )
 
-# %% ../../nbs/evidence/44_pilot.ipynb #44a0004e
+# %% ../../nbs/evidence/44_pilot.ipynb #44a00052
 RIGHT, LESS, WRONG = 'right', 'helps, but less than another', 'wrong'
 
 
@@ -758,7 +789,7 @@ def score(
     inside = bool(ahead['low'] <= truth.rows <= ahead['high'])
     return answers | dict(advice=outcome(found['advice'], truth.worth, truth.helping), inside=inside)
 
-# %% ../../nbs/evidence/44_pilot.ipynb #44a00050
+# %% ../../nbs/evidence/44_pilot.ipynb #44a00054
 DRAWS = 40  # Groups of seeds, of each case
 
 
@@ -792,7 +823,7 @@ def published_cards(results: Path) -> pd.DataFrame:  # results: folder of publis
     runs = {task: published_runs(task, results) for task in dict.fromkeys(case.task for case in CASES)}
     return pd.concat([score_card(runs, seeds) for seeds in (FEWEST_SEEDS, FEWEST_SEEDS + 2)])
 
-# %% ../../nbs/evidence/44_pilot.ipynb #44a00052
+# %% ../../nbs/evidence/44_pilot.ipynb #44a00056
 OUTCOMES = {  # Outcome -> colour and hatching
     RIGHT: ('#0072B2', ''),
     LESS: ('#56B4E9', '..'),
@@ -835,7 +866,7 @@ def draw_scores(cards: pd.DataFrame) -> plt.Figure:
         fig.legend(*names, loc='outside lower center', ncols=len(OUTCOMES))
         return fig
 
-# %% ../../nbs/evidence/44_pilot.ipynb #44a00058
+# %% ../../nbs/evidence/44_pilot.ipynb #44a0005c
 def score_files(
     paths: Sequence[Path],  # Each a `pilot.json`
     truth: Truth,

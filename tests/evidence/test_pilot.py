@@ -71,6 +71,24 @@ def test_where_seeds_differ_much_nothing_is_said_but_how_many_more_would_decide(
     assert decided['answers']['rationales'] == YES
 
 
+def test_what_has_not_converged_is_not_judged():
+    at = dict(zip(NEEDED, (70, 80, 60, 70, 70), strict=True))
+    runs = made_up_runs(at, spread=0.2)
+    found = judge(runs.assign(converged=False), COST)
+    assert found['answers'] == dict(rationales=DONT_KNOW, rows=DONT_KNOW) and found['advice'] == DONT_KNOW
+    assert all('converged' in u['text'] and u['more_seeds'] is None for u in found['undecided'])
+    half = runs['curve'].ne('labels') | runs['n_train'].eq(400)
+    assert judge(runs.assign(converged=half), COST)['answers'] == dict(rationales=YES, rows=DONT_KNOW)
+
+
+@pytest.mark.parametrize('questions, answer', [(45, DONT_KNOW), (500, NO)])
+def test_runs_that_are_all_alike_are_as_sure_as_their_questions(questions, answer):
+    runs = made_up_runs(dict.fromkeys(NEEDED, 100.0), spread=0.0).assign(n_test=questions)
+    found = judge(runs, COST)
+    assert found['answers'] == dict(rationales=answer, rows=answer)
+    assert found['advice'] == (DONT_KNOW if answer == DONT_KNOW else 'nothing')
+
+
 def test_rationales_that_help_no_more_than_shuffled_ones_are_not_bought():
     assert judged(70, 80, 60, 70, 70)['answers']['rationales'] == YES
     assert judged(70, 80, 60, 70, 80)['answers']['rationales'] == NO
