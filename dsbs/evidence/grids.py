@@ -16,11 +16,11 @@ __all__ = ['TRAINED_WITH', 'CONTENTS', 'FORMATS', 'A_THIRD', 'SEARCH', 'EMBEDDED
            'embedded_setup', 'full_setup', 'embedded_setups', 'quick_setup', 'quick_setups', 'standin_setups',
            'paper_setup', 'evening_setup', 'evening_setups', 'paper_setups', 'searched_setups', 'own_setup',
            'two_methods', 'data_size_human', 'with_added_rows', 'better_and_weaker_teacher', 'training_formats',
-           'content_changes', 'rationale_contents', 'rationale_weights', 'rationale_shares', 'compute_curves',
-           'decoder_prefix', 'search_runs', 'Figure', 'data_size_teacher', 'over_students', 'over_both', 'presets_of',
-           'drawn', 'few_steps', 'smoke_curves', 'smoke_version', 'panels_on', 'grid', 'specs_of', 'size_of', 'stages',
-           'vary_curve', 'vary', 'typed_settings', 'grids_of', 'find_or_make', 'measure', 'made_so_far', 'publish',
-           'missing', 'output_folder', 'published_beside', 'in_order']
+           'content_changes', 'rationale_contents', 'rationale_weights', 'rationale_shares', 'rationale_lengths',
+           'compute_curves', 'decoder_prefix', 'search_runs', 'Figure', 'data_size_teacher', 'over_students',
+           'over_both', 'presets_of', 'drawn', 'few_steps', 'smoke_curves', 'smoke_version', 'panels_on', 'grid',
+           'specs_of', 'size_of', 'stages', 'vary_curve', 'vary', 'typed_settings', 'grids_of', 'find_or_make',
+           'measure', 'made_so_far', 'publish', 'missing', 'output_folder', 'published_beside', 'in_order']
 
 # %% ../../nbs/evidence/34_grids.ipynb #a67d9f0c
 import os
@@ -33,7 +33,7 @@ from pathlib import Path
 from ..data.embedded import EMBEDDED
 from ..data.paper import PAPER
 from ..records import Folders, UsageError, canonical_json, find_folders, one_of, thinned, write_jsonl
-from ..runs.experiments import find_published, find_record, read_results, run_all
+from ..runs.experiments import find_published, read_results, records_here, run_all
 from ..runs.specs import ADDED, RunSpec, is_record_of, make_spec
 
 # %% ../../nbs/evidence/34_grids.ipynb #bafab228
@@ -114,6 +114,7 @@ class Setup:
     formats: tuple = FORMATS  # How else rationales are learned
     weights: tuple = (0.0, 0.1, 0.3, 1.0, 3.0)  # Of the rationale task
     shares: tuple = (0.0, 0.15, A_THIRD, 0.5, 1.0)  # Of rows that have a rationale
+    words: tuple = (10, 20, 40)  # Of the longest rationale that is learned
     prefix_ratio: float = 1.25  # Updates with one encoder pass that cost as much as one with two; 0: not compared
 
 # %% ../../nbs/evidence/34_grids.ipynb #f6ab0009
@@ -550,6 +551,12 @@ def rationale_shares(setup: Setup) -> dict[str, list[RunSpec]]:
     return dict(step_by_step=[s for specs in by_share for s in specs])
 
 
+def rationale_lengths(setup: Setup) -> dict[str, list[RunSpec]]:
+    "Step-by-step without the longer rationales, beside all of them and none."
+    limits = {f'words_{n}': curve_of(setup, 'step_by_step', rationale_words=n) for n in setup.words}
+    return dict(standard=curve_of(setup, 'standard'), step_by_step=curve_of(setup, 'step_by_step')) | limits
+
+
 def compute_curves(setup: Setup) -> dict[str, list[RunSpec]]:
     "Both methods at one size, and standard finetuning with step-by-step's compute."
     standard = curve_of(setup, 'standard')
@@ -599,6 +606,7 @@ class Figure:
     data: dict[str, tuple[str, ...]]  # preset -> panels of its `SETUPS`
     augmented: tuple[str, ...] = ()  # Panels with added rows
     own: bool = False  # Can be drawn for a task of one's own
+    smoke: str = ''  # Panel of `quick` that proves the path, where no preset has an embedded task
 
 
 EMBEDDED_PANELS, QUICK_PANELS = tuple(embedded_setups()), tuple(quick_setups())
@@ -674,6 +682,14 @@ FIGURES = PAPER_FIGURES | {
     'compute': Figure('', 'Accuracy against compute', compute_curves, ON_TWO | EVENING, own=True),
     'rationale_content': Figure('', 'What in a rationale helps', rationale_contents, ON_TWO | EVENING, own=True),
     'rationale_share': Figure('', 'How many rows need a rationale', rationale_shares, NOT_PAPER, own=True),
+    'rationale_words': Figure(
+        '',
+        'How long a rationale may be',
+        rationale_lengths,
+        dict(standin=STANDIN_PANELS),
+        own=True,
+        smoke='quick_weight_untold',
+    ),
     'rationale_weight': Figure(
         '', 'The weight of the rationale task', rationale_weights, ON_ONE | dict(paper=('cqa',)), own=True
     ),
@@ -683,6 +699,7 @@ FIGURES = PAPER_FIGURES | {
     'start_or_generalise': Figure(
         '', 'To start, or to generalise?', None, {p: panels for p, panels in ON_ALL.items() if p != 'paper'}
     ),
+    'pilot': Figure('', 'How good is the advice of a pilot?', None, dict(embedded=EMBEDDED_PANELS)),
     'search': Figure('', 'How the settings were chosen', search_runs, dict(search=(*TWO_EMBEDDED, *STANDIN_PANELS))),
 }
 
@@ -770,6 +787,8 @@ def grid(
     if preset == 'recorded':
         all_presets = [grid(figure, p) for p in PUBLISHED if p in f.data]
         return {panel: curves for panels in all_presets for panel, curves in panels.items()}
+    if preset == 'smoke' and f.smoke:
+        return smoke_version(drawn(f, {f.smoke: quick_setups()[f.smoke]}))
     if preset == 'smoke':
         return smoke_version(grid(figure, next(iter(f.data))))
     setups = panels_on(SETUPS[preset](), task)
@@ -936,9 +955,11 @@ def made_so_far(
 ) -> dict[str, dict[str, list[dict]]]:  # As `measure`
     "The records of a grid's runs that are made on this machine."
     folders = find_folders(folders)
-    found = {s: find_record(run_key(s, folders), folders) for s in specs_of(panels)}
+    local = records_here(folders.runs)
+    found = {s: local.get(canonical_json(asdict(s))) for s in specs_of(panels)}
+    made = {s: r for s, r in found.items() if is_record_of(r, s, folders)}
     return {
-        name: {c: [r for s in specs if (r := found[s])] for c, specs in some.items()} for name, some in panels.items()
+        name: {c: [made[s] for s in specs if s in made] for c, specs in some.items()} for name, some in panels.items()
     }
 
 # %% ../../nbs/evidence/34_grids.ipynb #f6ab0095

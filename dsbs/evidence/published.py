@@ -262,9 +262,12 @@ INDEPENDENT_FIGURES = {  # One of `grids.FIGURES` -> its panels
         RunsShown('cqa', 'share', f'{BASE} and {GPT_HUMAN}', 'human labels, GPT-3.5 not shown the label'),
         RunsShown('anli1', 'share', f"{BASE} and {GPT_HUMAN} and (shown_label or curve == 'standard')", SHOWN),
     ],
-    'rationale_content': [
-        RunsShown('anli1', 'student', f"{WHOLE} and label_source == 'human' and shown_label and not partly", SHOWN),
-    ],
+    **{
+        figure: [
+            RunsShown('anli1', 'student', f"{WHOLE} and label_source == 'human' and shown_label and not partly", SHOWN)
+        ]
+        for figure in ('rationale_content', 'rationale_words')  # long ones beside short ones
+    },
 }
 
 # %% ../../nbs/evidence/35_published.ipynb #35100027

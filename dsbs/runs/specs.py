@@ -62,7 +62,7 @@ LIMITS = dict(  # Lowest and highest value
     rationale_share=(0, 1),
     train_fraction=(1e-9, 1),
 )
-COUNTS = ('n_train', 'n_extra', 'max_input', 'max_target')  # At least 1
+COUNTS = ('n_train', 'n_extra', 'rationale_words', 'max_input', 'max_target')  # At least 1
 
 # %% ../../nbs/runs/25_specs.ipynb #3a3dd648
 def _check_values(settings):  # name -> value
@@ -113,6 +113,7 @@ class RunSpec(TrainingConfig):
     teacher: str = ''  # Folder of a rationale set; empty: the task's own teacher, recorded or simulated
     keep: str = 'all'  # Rationales to learn: "all", or those whose label "agree"s with the human one
     rationale_share: float = 1.0  # Of the examples that have a rationale, the share that keep it
+    rationale_words: int | None = None  # Words of the longest rationale that is learned; None: all are
     rationale_weight: float = 1.0  # The paper's lambda
     mutual_information: float = 0.0  # Weight of the term of Chen et al. (2024), who take 0.1 with loss_form=authors
     prefix_style: str = 'paper'  # "paper" or "authors"
@@ -311,6 +312,7 @@ ADDED = dict(  # Settings added later, with the only value before
     rationale_share=1.0,
     mutual_information=0.0,
     extra_teacher='',
+    rationale_words=None,
 )
 NAMED_BY_PATH = ('teacher', 'extra_teacher')  # Settings whose content counts, and not their path
 
@@ -392,6 +394,12 @@ def _withhold(examples, share, seed):  # rationales, but for this share of them
     kept = set(order[: round(share * len(having))])
     return [e if i in kept else replace(e, rationale=None) for i, e in enumerate(examples)]
 
+# %% ../../nbs/runs/25_specs.ipynb #4a1100a2
+def _leave_out_long(examples, words):  # words: of the longest rationale that stays; None: all stay
+    if words is None:
+        return examples
+    return [replace(e, rationale=None) if e.rationale and len(e.rationale.split()) > words else e for e in examples]
+
 # %% ../../nbs/runs/25_specs.ipynb #8c59c88e
 def _exchange(examples, groups, rng):  # groups: lists of places; rationales change places within each
     texts = {}
@@ -448,7 +456,8 @@ def training_examples(
     spec, n = data.spec, train_size(data.spec, data.task)
     rows = subset(data.task['train'], n, spec.subset_seed).to_list()
     learned = [_to_learn(row, data.readings, spec.label_source, spec.keep, data.task.answer) for row in rows]
-    examples = _withhold([e for e in learned + _added(data, n) if e], spec.rationale_share, spec.subset_seed)
+    examples = _leave_out_long([e for e in learned + _added(data, n) if e], spec.rationale_words)
+    examples = _withhold(examples, spec.rationale_share, spec.subset_seed)
     change = CONTROLS.get(spec.rationales)
     return change(examples, spec.subset_seed) if change else examples
 
@@ -463,6 +472,7 @@ MAY_DIFFER = (
     'rationales',
     'keep',
     'rationale_share',
+    'rationale_words',
     'teacher_error',
     'extra',
     'n_extra',

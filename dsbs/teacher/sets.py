@@ -9,7 +9,8 @@ __all__ = ['SET_FIELDS', 'RATIONALES', 'OF_THOUGHTS', 'read_card', 'set_cards', 
            'supporters', 'vote', 'thought_of', 'read_answer', 'thinking_tokens', 'thinking_counts', 'read_answers',
            'way_of', 'asked_in_same_way', 'EarlierSet', 'read_earlier', 'questions_to_ask', 'merged_rows', 'moved_rows',
            'why_not_written', 'kept_failures', 'call_counts', 'set_quality', 'call_report', 'write_set',
-           'check_set_folder', 'extract', 'TeacherModel', 'reasons_told', 'shortfalls', 'Extracted', 'ask_teacher']
+           'check_set_folder', 'extract', 'TeacherModel', 'reasons_told', 'shortfalls', 'Extracted', 'ask_teacher',
+           'row_groups', 'doubtful_rows', 'seen_row', 'whole_cost', 'preview', 'preview_teacher']
 
 # %% ../../nbs/teacher/17_sets.ipynb #ea1fedae
 import json
@@ -25,7 +26,8 @@ from statistics import median
 
 from tqdm import tqdm
 
-from ..data.examples import Task, as_split, input_hash, near_duplicates, plain_text
+from ..data.answers import is_correct
+from ..data.examples import Task, as_split, fold, input_hash, near_duplicates, plain_text, words_of
 from ..data.own import checked_label, only_fields, read_checked, read_objects, read_utf8, row_id
 from ..data.paper import get_field
 from dsbs.records import (
@@ -39,14 +41,7 @@ from dsbs.records import (
     write_jsonl,
     write_text,
 )
-from dsbs.teacher.extraction import (
-    Reading,
-    count_words,
-    part_thinking,
-    quality,
-    rationale_of_thought,
-    read_completion,
-)
+from .extraction import Reading, count_words, part_thinking, quality, rationale_of_thought, read_completion
 from .formats import FORMATS, AnswerFormat
 from .live import OF_NO_USE, ask_all
 from .prompts import Prompt, prompt_of
@@ -746,3 +741,104 @@ def ask_teacher(
     with bar, closing(AnswerStore(runs / 'answers.sqlite')) as store:
         card = extract(task, split, backend, store, out, replace(settings, progress=show, concurrency=concurrency))
     return Extracted(card, out, shortfalls(card, out, settings))
+
+# %% ../../nbs/teacher/17_sets.ipynb #17b00002
+def row_groups(rows: list[dict], key: Callable[[str], object]) -> list[list[dict]]:
+    "Rows whose inputs have the same key, for each key that several rows have."
+    groups = {}
+    for row in rows:
+        groups.setdefault(key(row['input']), []).append(row)
+    return [some for some in groups.values() if len(some) > 1]
+
+
+def doubtful_rows(
+    rows: list[dict],  # With id, input and label
+) -> dict[str, list[list[str]]]:  # same_words, conflicting -> groups of ids
+    "Rows that have the same words, and rows that have the same text and other labels."
+    same, alike = row_groups(rows, fold), row_groups(rows, words_of)
+    conflicting = [some for some in same if len({row['label'] for row in some} - {None}) > 1]
+    return {
+        name: [[row['id'] for row in some] for some in groups]
+        for name, groups in dict(same_words=alike, conflicting=conflicting).items()
+    }
+
+# %% ../../nbs/teacher/17_sets.ipynb #17b00005
+def seen_row(row: dict, question: Question, answers: list[Answer], reading: Reading, answer: str) -> dict:
+    "What a preview shows of a row; `answer` is the task's kind of answer."
+    asked = question.asked if isinstance(question.asked, str) else question.asked[-1]['content']
+    known = row['label'] if reading.ok else None
+    return dict(
+        id=row['id'],
+        input=row['input'],
+        asked=asked,
+        answers=[a.raw or a.text for a in answers],
+        rationale=reading.rationale,
+        label=reading.label,
+        reason=reading.reason,
+        known=row['label'],
+        agrees=None if known is None else is_correct(reading.label, known, answer),
+        tokens=sum(a.prompt_tokens + a.completion_tokens for a in answers),
+    )
+
+# %% ../../nbs/teacher/17_sets.ipynb #17b00008
+def whole_cost(
+    seen: list[dict],  # From `seen_row`
+    rows: int,  # Of the split
+    price: float | None = None,  # Money for 1,000 tokens
+) -> dict:  # rows, tokens_per_row, tokens, paid, money; None where nothing was answered, or without a price
+    "What all rows of a split would cost."
+    paid = [row['tokens'] for row in seen if row['tokens']]
+    each = sum(paid) / len(paid) if paid else None
+    tokens = None if each is None else round(each * rows)
+    money = None if tokens is None or price is None else round(tokens / 1000 * price, 4)
+    return dict(rows=rows, tokens_per_row=each and round(each, 1), tokens=tokens, paid=sum(paid), money=money)
+
+# %% ../../nbs/teacher/17_sets.ipynb #17b0000b
+def preview(
+    task: Task,
+    split: str,
+    backend,  # As for `extract`
+    store: AnswerStore,  # Of answers paid for
+    out: Path,  # Folder of the rationale set, which need not be there, and is not written
+    settings: ExtractSettings,
+) -> dict:  # prompt, seen, quality, sent, tokens, stopped, why
+    "Ask about the first rows and write nothing but the answers."
+    prompt, rows, way = prompt_of(task), task[split].to_list()[: settings.limit], way_of(prompt_of(task), settings)
+    sampling, earlier = settings.sampling(prompt.form.stop), read_earlier(Path(out), split, way)
+    questions = questions_about(rows, prompt, settings)
+
+    def is_answered(question):
+        return store.get(answer_key(question, backend.endpoint, backend.model, sampling)) is not None
+
+    to_ask = questions_to_ask(questions, rows, earlier, is_answered)
+    asked = ask_all(to_ask, backend, store, sampling, **settings.asking())
+    read, _ = read_answers(asked.answers, rows, prompt)
+    found = {i: x if isinstance(x, Reading) else Reading(x['rationale'], x['label']) for i, x in read.items()}
+    stand = {r['id']: earlier.row_of(r) for r in rows if r['id'] not in found and earlier.row_of(r)}
+    found |= {i: Reading(x['rationale'], x['label']) for i, x in stand.items()}
+    readings = [found.get(r['id'], Reading(reason='not asked')) for r in rows]
+    first = {q.id: q for q in reversed(questions)}
+    answers = {r['id']: [a for (i, _), a in asked.answers.items() if i == r['id']] for r in rows}
+    seen = [seen_row(r, first[r['id']], answers[r['id']], x, task.answer) for r, x in zip(rows, readings, strict=True)]
+    shown = prompt.messages(rows[0]['input']) if settings.asked_as == 'chat' else prompt.text(rows[0]['input'])
+    ended = dict(sent=asked.sent, tokens=asked.tokens, stopped=asked.stopped, why=asked.why)
+    return dict(prompt=shown, seen=seen, quality=quality(rows, readings, task)) | ended
+
+# %% ../../nbs/teacher/17_sets.ipynb #17b0000f
+def preview_teacher(
+    task: Task,
+    split: str,
+    model: TeacherModel,
+    settings: ExtractSettings,
+    out: str | Path | None = None,  # As for `ask_teacher`
+    folders: Folders | str | Path | None = None,  # See `records.find_folders`
+) -> dict:  # task, split, model, what `preview` gives, `whole_cost`, `doubtful_rows`
+    "Ask a model about the first rows, and tell what all rows would cost."
+    runs, backend = find_folders(folders).runs, model.backend()
+    out = Path(os.path.expanduser(out or runs / 'rationales' / file_name(task.name) / file_name(model.name)))
+    concurrency = 1 if model.local else settings.concurrency
+    with closing(AnswerStore(runs / 'answers.sqlite')) as store:
+        found = preview(task, split, backend, store, out, replace(settings, concurrency=concurrency))
+    rows = task[split].to_list()
+    about = dict(task=task.name, split=split, model=model.name, requested=len(found['seen']))
+    return about | found | dict(cost=whole_cost(found['seen'], len(rows)), doubtful=doubtful_rows(rows))

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BENCH_COLUMNS', 'SHARES', 'ALL_COLUMNS', 'Outcome', 'Rows', 'aligned', 'some_of', 'teacher_text', 'extract_text',
-           'run_text', 'status_text', 'verify_text', 'verified_text', 'plan_text', 'reproduce_text', 'claims_text',
-           'data_text', 'weights_text', 'bench_text', 'bench_all_text']
+           'preview_text', 'run_text', 'status_text', 'verify_text', 'verified_text', 'plan_text', 'reproduce_text',
+           'pilot_text', 'claims_text', 'data_text', 'weights_text', 'bench_text', 'bench_all_text']
 
 # %% ../../nbs/tools/48_output.ipynb #43ed5cd6
 from collections.abc import Sequence
@@ -59,6 +59,42 @@ def extract_text(
     kept = f'{r["model"]} gave {r["kept"]} rationales for {r["requested"]} rows{accuracy}'
     cost = f'{r["failed"]} failed; {r["sent"]} requests, {r["tokens"]} tokens'
     return f'{r["task"]} {r["split"]}: {kept}; {cost}\n{r["out"]}'
+
+# %% ../../nbs/tools/48_output.ipynb #48b00004
+def _seen_lines(row):
+    head = f'- {row["asked"]}'
+    if row['reason']:
+        shown = ' '.join(' '.join(row['answers']).split())[:300]
+        return [head, f'  unreadable ({row["reason"]}): {shown}' if shown else f'  {row["reason"]}']
+    known = {True: ', as known', False: f', known: {row["known"]}', None: ''}[row['agrees']]
+    return [head, f'  {row["rationale"]}', f'  -> {row["label"]}{known}']
+
+
+def _cost_text(cost):
+    if cost['tokens'] is None:
+        return f'all {cost["rows"]} rows: the server counted no tokens'
+    money = '' if cost['money'] is None else f', {cost["money"]:g} in money'
+    return f'all {cost["rows"]} rows: about {cost["tokens"]:,} tokens ({cost["tokens_per_row"]:g} a row){money}'
+
+
+def preview_text(
+    p: dict,  # From `sets.preview_teacher`
+) -> str:
+    "The prompt, the answers as they are read, and what all rows would cost."
+    prompt = (
+        p['prompt'] if isinstance(p['prompt'], str) else '\n'.join(f'{m["role"]}: {m["content"]}' for m in p['prompt'])
+    )
+    quality, doubtful = p['quality'], p['doubtful']
+    agree = f'agrees with {quality["correct"]} of {quality["labeled"]} known labels' if quality['labeled'] else ''
+    unread = sum(bool(row['reason']) for row in p['seen'])
+    read = f'{p["requested"] - unread} of {p["requested"]} answers could be read'
+    lines = [f'The prompt, of the first row:\n{prompt}\n', 'The answers:']
+    lines += [line for row in p['seen'] for line in _seen_lines(row)]
+    lines += ['', '; '.join(filter(None, [read, agree, f'{p["sent"]} requests, {p["tokens"]} tokens']))]
+    for name, what in dict(same_words='the same words', conflicting='the same text and other labels').items():
+        groups = [' = '.join(some_of(ids).split(', ')) for ids in doubtful[name]]
+        lines.append(f'{len(groups)} groups of rows have {what}' + (f': {some_of(groups)}' if groups else ''))
+    return '\n'.join([*lines, _cost_text(p['cost'])])
 
 # %% ../../nbs/tools/48_output.ipynb #92931927
 def run_text(
@@ -183,6 +219,23 @@ def reproduce_text(
 ) -> str:
     "The files, one a line; of a dry run the plan."
     return plan_text(result) if 'groups' in result else '\n'.join(result['written'])
+
+# %% ../../nbs/tools/48_output.ipynb #48b00002
+def pilot_text(
+    found: dict,  # From `pilot.pilot`, and the files that were written
+) -> str:
+    "The advice, what it rests on, and where the page is."
+    gains = [
+        [g['text'], f'{g["gain"]:+.1f} [{g["low"]:+.1f}, {g["high"]:+.1f}]', g['verdict'], g['tokens']]
+        for g in found['gains']
+    ]
+    answers = ', '.join(f'{name}: {answer}' for name, answer in found['answers'].items())
+    lines = [f'{found["task"]}: buy next: {found["advice"]} (do they help? {answers})']
+    lines += [u['text'] for u in found['undecided']] + found['also']
+    if found['left_out']:
+        lines.append(f'left out for the budget: {", ".join(found["left_out"])}')
+    table = aligned([['gain of', 'points with 95% interval', '', "teacher's tokens"], *gains])
+    return '\n'.join([*lines, table, *found['written']])
 
 # %% ../../nbs/tools/48_output.ipynb #3041bee7
 def _effect(claim):

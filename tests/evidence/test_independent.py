@@ -20,6 +20,7 @@ FIGURES = (
     'table1_teachers',
     'rationale_content',
     'rationale_share',
+    'rationale_words',
 )
 
 
