@@ -349,7 +349,7 @@ def made_from(path: Path, wanted: Reproduction) -> str:
     results = [*(wanted.target / 'results').glob('*.jsonl'), *(reports / MACHINES).glob('*.jsonl')]
     tables = (reports / name for name in ('datasets.jsonl', INDEPENDENT))
     sources = [path, *sorted(code), *sorted(results), *(table for table in tables if table.is_file())]
-    return hash_json([wanted.preset] + [[source.name, hash_file(source)] for source in sources])
+    return hash_json([wanted.preset, *wanted.own.values()] + [[source.name, hash_file(source)] for source in sources])
 
 # %% ../../nbs/evidence/43_reporting.ipynb #cb831493
 def executed_path(path: Path, wanted: Reproduction, folder: Path | None = None) -> Path:

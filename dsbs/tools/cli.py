@@ -381,6 +381,7 @@ WHAT_TO_DRAW = (
     argument('--reports', metavar='DIR', help='folder of the reports (default: reports/)'),
     argument('--task', metavar='DIR', help='of preset own: a task folder'),
     argument('--teacher', metavar='DIR', help='of preset own: its rationale set, from dsbs extract'),
+    argument('--price', type=float, metavar='MONEY', help='of preset own: money for 1,000 tokens of the teacher'),
     argument('--retry-failed', action='store_true', help='also make runs that failed before'),
     argument(
         '--cell-timeout',
@@ -400,6 +401,8 @@ WHAT_TO_DRAW = (
 # %% ../../nbs/tools/49_cli.ipynb #f03f5c64
 @command('reproduce', 'regenerate figures', reproduce_text, *WHAT_TO_DRAW)
 def _reproduce(args):
+    if args.price is not None and not (args.preset == 'own' and args.price > 0):
+        raise UsageError('--price goes with --preset own, and is money for 1,000 tokens, above 0')
     if args.dry_run:
         return _dry_run(args)
     from dsbs.evidence.reporting import Reproduction, reproduce
@@ -416,7 +419,12 @@ def _reproduce(args):
     )
     if args.emit:
         return _workflow(wanted, *args.emit)
-    return {'written': [str(path) for path in reproduce(wanted)]}
+    written = reproduce(wanted)
+    if args.preset == 'own':
+        from dsbs.evidence.own_page import write_own_page
+
+        written.append(write_own_page(wanted, written, args.price))
+    return {'written': [str(path) for path in written]}
 
 # %% ../../nbs/tools/49_cli.ipynb #49b00002
 PILOT = (
