@@ -6,9 +6,10 @@
 __all__ = ['OWN_FIGURES', 'VERDICTS', 'COMPARED', 'COMPARE_HEADS', 'BATCHES', 'MISTAKES', 'CONTENTS', 'own_records', 'own_points',
            'distinct_points', 'usable', 'validated', 'best_point', 'runs_frame', 'accuracy_of', 'accuracy_text',
            'may_still_err', 'gain_cells', 'against', 'Teaching', 'read_teaching', 'teacher_row', 'place_text',
-           'compared_table', 'usual_place', 'answer_once', 'student_times', 'cost_table', 'Mistake', 'answers_kept',
-           'mistakes_of', 'pilot_frame', 'advice_of', 'gains_table', 'rows_text', 'asked_facts', 'shown_row',
-           'accuracy_facts', 'own_figures', 'unlabeled_text', 'found_about', 'own_page_html', 'write_own_page']
+           'compared_table', 'usual_place', 'table_of_all', 'answer_once', 'student_times', 'cost_table', 'Mistake',
+           'answers_kept', 'mistakes_of', 'pilot_frame', 'advice_of', 'gains_table', 'rows_text', 'asked_facts',
+           'shown_row', 'accuracy_facts', 'own_figures', 'unlabeled_text', 'found_about', 'own_page_html',
+           'write_own_page']
 
 # %% ../../nbs/evidence/45_own_page.ipynb #45000003
 import math
@@ -219,6 +220,17 @@ def usual_place(p: Point) -> bool:
     "Whether all rows have their rationale, and rationales the usual weight."
     return (p.place.weight, p.place.share) == (1.0, 1.0)
 
+
+def table_of_all(best: Point, points: Sequence[Point]) -> Table:
+    "Every arm and size that the figures have, the best on validation first."
+    rows = []
+    for p in sorted((p for p in points if p.values), key=validated, reverse=True):
+        gain = gain_cells(against(best, p)) if p is not best else ['', '']
+        rows.append([Cell(curve_name(p.curve), place_text(p)), f'{validated(p):.1f}%', accuracy_text(p), *gain])
+    return make_table(
+        ['', 'Validation', *COMPARE_HEADS[1:]], rows, 'All that the figures have, best on validation first'
+    )
+
 # %% ../../nbs/evidence/45_own_page.ipynb #4500001e
 BATCHES = (1, 64)  # Questions that are asked together
 
@@ -414,14 +426,12 @@ def own_figures(
     target: Path,  # Folder of the figures' reports
 ) -> list[dict]:  # As the template `own_figures` shows them
     "The figures that were drawn, and their numbers."
-    drawn = {path.resolve() for path in files}
-    found = []
+    drawn, found = {path.resolve() for path in files}, []
     for figure, points in measured.items():
         pictures = [picture(path) for path in images_of(figure, target) if path.resolve() in drawn]
-        alt = alt_text(figure, {'own': points})
-        about = dict(title=FIGURES[figure].title, alt=alt, pictures=pictures, tables=number_tables(figure, points))
-        found.append(about)
-    return found
+        alt, tables = alt_text(figure, {'own': points}), number_tables(figure, points)
+        found.append(dict(title=FIGURES[figure].title, alt=alt, pictures=pictures, tables=tables))
+    return [f for f in found if f['pictures']]
 
 # %% ../../nbs/evidence/45_own_page.ipynb #45000032
 TEMPLATES['own_opening'] = """
@@ -483,6 +493,9 @@ TEMPLATES['own_numbers'] = """
 {% endfor %}
 </dl>
 {{ table(compared) }}
+<details><summary>All arms and sizes</summary>
+{{ table(everything) }}
+</details>
 <p class="making">Intervals are of 95%, over seeds and test questions; each stands alone. Undecided: the interval holds
 zero. The best was chosen on validation rows among the students that could be put to use: controls, whose rationales
 are shuffled or made up, and students that need the teacher at every answer are not among them.</p>
@@ -535,14 +548,12 @@ TEMPLATES['own_figures'] = """
 {% from 'pieces' import nothing %}
 <section id="figures">
 <h2>Figures</h2>
-{% if not figures %}{{ nothing('No figure yet.') }}{% endif %}
+{% if not figures %}{{ nothing('This call drew none.') }}{% endif %}
 {% for f in figures %}
 <h3>{{ f.title }}</h3>
 {% for p in f.pictures %}
 <figure><div class="card" tabindex="0" role="region" aria-label="Figure"><img src="{{ p.source }}" alt="{{ f.alt }}"
   style="min-width:{{ '%.0f' % (0.77 * p.width) }}px;max-width:{{ '%.0f' % (1.3 * p.width) }}px"></div></figure>
-{% else %}
-<p class="making">Not drawn by this call: only its numbers are here.</p>
 {% endfor %}
 <details><summary>Its numbers</summary>
 {% for t in f.tables %}{{ table(t) }}{% endfor %}
@@ -616,6 +627,7 @@ def found_about(wanted: Reproduction, teaching: Teaching, cost: Cost) -> dict:  
         good=accuracy_facts(best) if best else None,
         unlabeled=unlabeled_text(teaching.task),
         compared=compared_table(best, points, teaching) if best else None,
+        everything=table_of_all(best, points) if best else None,
         costs=cost_table(cost, student_times(best.spec, folders) if best else {}, 'one thread'),
         trained=f'{sum(len(p.records) for p in points)} runs took {seconds / 60:.1f} minutes',
         mistakes=mistakes_of(best, teaching, folders) if best else [],
