@@ -444,6 +444,7 @@ WHAT_TO_DRAW = (
         metavar='KEY=VALUE',
         help='a setting of every run, such as max_steps=300; may be repeated; writes to changed/ in the reports folder',
     ),
+    argument('--price', type=float, metavar='MONEY', help='of preset own: money for 1,000 tokens of the teacher'),
     argument('--retry-failed', action='store_true', help='also make runs that failed before'),
     argument(
         '--cell-timeout',
@@ -467,6 +468,8 @@ WHAT_TO_DRAW = (
 # %% ../../nbs/tools/49_cli.ipynb #f03f5c64
 @command('reproduce', 'regenerate figures', reproduce_text, *WHAT_TO_DRAW)
 def _reproduce(args):
+    if args.price is not None and not (args.preset == 'own' and args.price > 0):
+        raise UsageError('--price goes with --preset own, and is money for 1,000 tokens, above 0')
     if args.dry_run:
         return _dry_run(args)
     if args.gpu or args.measured:
@@ -487,7 +490,12 @@ def _reproduce(args):
     )
     if args.emit:
         return _workflow(wanted, *args.emit)
-    return {'written': [str(path) for path in reproduce(wanted)]}
+    written = reproduce(wanted)
+    if args.preset == 'own':
+        from dsbs.evidence.own_page import write_own_page
+
+        written.append(write_own_page(wanted, written, args.price))
+    return {'written': [str(path) for path in written]}
 
 # %% ../../nbs/tools/49_cli.ipynb #49b00002
 PILOT = (

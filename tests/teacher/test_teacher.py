@@ -419,6 +419,7 @@ def test_figure_4_of_a_task_of_ones_own(dsbs, tmp_path):
         'fig4_data_size_human_mood.svg',
         'own.jsonl',
         'fig4_data_size_human.own.ipynb',
+        'index.html',
     }
     notebook = tmp_path / 'reports' / 'own' / 'notebooks' / 'fig4_data_size_human.own.ipynb'
     assert str(tmp_path) not in notebook.read_text()
