@@ -345,6 +345,8 @@ def _some(inputs):  # the same; a `UsageError` when there are none
 def _ask(args):
     from dsbs.tools.serving import MANY, ask, open_student
 
+    if args.batch == 0:
+        raise UsageError('--batch 0: should be at least 1')
     inputs = _some(iter(args.inputs or _lines()))
     batch = args.batch or (1 if not args.inputs and sys.stdin.isatty() else MANY)
     return ask(open_student(args.student), inputs, batch)
