@@ -4,7 +4,7 @@ STAMP := .venv/installed
 JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 8 ? n : 8)))
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: install cluster reproduce test test-numbers test-poorer-cpu lab export check clean
+.PHONY: install cluster reproduce students test test-numbers test-poorer-cpu lab export check clean
 
 install: $(STAMP)
 
@@ -25,6 +25,10 @@ cluster: .venv-cluster/installed
 
 reproduce: $(STAMP)
 	$(BIN)/dsbs reproduce
+
+# the students of reports/students, and what they take to answer
+students: $(STAMP)
+	$(BIN)/python -c "from dsbs.tools.serving import make_students; print(*make_students(), sep='\n')"
 
 test: $(STAMP)
 	$(BIN)/nbdev_test --n_workers $(JOBS) --pause 0.5

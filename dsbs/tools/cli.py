@@ -26,6 +26,7 @@ from dsbs.tools.output import (
     data_text,
     export_text,
     extract_text,
+    push_text,
     reproduce_text,
     run_text,
     some_of,
@@ -350,6 +351,20 @@ def _ask(args):
     inputs = _some(iter(args.inputs or _lines()))
     batch = args.batch or (1 if not args.inputs and sys.stdin.isatty() else MANY)
     return ask(open_student(args.student), inputs, batch)
+
+# %% ../../nbs/tools/49_cli.ipynb #5e490006
+@command(
+    'push',
+    'put a student or a rationale set on the Hugging Face hub; its token comes from $HF_TOKEN or hf auth login',
+    push_text,
+    argument('folder', metavar='FOLDER', help='from dsbs run --save, dsbs export or dsbs extract'),
+    argument('name', metavar='NAME', help='on the hub: NAME or OWNER/NAME'),
+    argument('--private', action='store_true', help='only for those whom its owner lets in'),
+)
+def _push(args):
+    from dsbs.tools.serving import push
+
+    return push(args.folder, args.name, args.private)
 
 # %% ../../nbs/tools/49_cli.ipynb #1ec3e63b
 def _does_not_hold(found):

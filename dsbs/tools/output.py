@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BENCH_COLUMNS', 'SHARES', 'Outcome', 'Rows', 'aligned', 'some_of', 'teacher_text', 'extract_text', 'run_text',
-           'export_text', 'answer_text', 'status_text', 'verify_text', 'verified_text', 'plan_text', 'reproduce_text',
-           'claims_text', 'data_text', 'bench_text']
+           'export_text', 'answer_text', 'push_text', 'status_text', 'verify_text', 'verified_text', 'plan_text',
+           'reproduce_text', 'claims_text', 'data_text', 'bench_text']
 
 # %% ../../nbs/tools/48_output.ipynb #43ed5cd6
 from collections.abc import Sequence
@@ -91,6 +91,13 @@ def answer_text(
 ) -> str:
     "An answer on a line."
     return ' '.join(pair['answer'].split())
+
+# %% ../../nbs/tools/48_output.ipynb #5e480003
+def push_text(
+    made: dict,  # From `serving.push`
+) -> str:
+    "Where a folder is now."
+    return f'{made["folder"]} is {made["kind"]} {made["name"]}: {made["url"]} (commit {made["commit"][:8]})'
 
 # %% ../../nbs/tools/48_output.ipynb #4b5ec64a
 def status_text(
