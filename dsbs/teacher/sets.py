@@ -540,7 +540,7 @@ def accuracy_interval(right: int, n: int) -> list[float]:  # Percent: low, high
     "The 95% interval of a share of right answers, for the questions drawn."
     from scipy.stats import binomtest
 
-    return [round(100 * end, 2) for end in binomtest(right, n).proportion_ci(method='wilson')]
+    return [round(100 * float(end), 2) for end in binomtest(right, n).proportion_ci(method='wilson')]
 
 
 def in_markdown(name: str) -> str:

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from small_t5 import own_task, rationale_set, small_t5, small_tokenizer
+from stub_hub import OID, Hub
 from tokenizers import processors
 from transformers import (
     BartConfig,
@@ -23,9 +25,12 @@ from transformers import (
     UMT5ForConditionalGeneration,
 )
 
+from dsbs.data.tasks import load_task
 from dsbs.records import UsageError, WorkFailed
 from dsbs.runs.saved import run_and_save
 from dsbs.runs.specs import make_spec
+from dsbs.teacher.prompts import prompt_of
+from dsbs.teacher.sets import write_set
 from dsbs.tools.serving import ConvertedStudent, ExportSettings, TorchStudent, export, open_student
 
 QUICK = dict(
@@ -268,3 +273,91 @@ def test_several_threads_ask_one_export(exported):
     with ThreadPoolExecutor(8) as pool:
         said = list(pool.map(lambda text: asked.answers([text])[0], inputs))
     assert said == asked.answers(inputs) and set(said) == {'low', 'high'}
+
+
+TOKEN = 'hf_secretsecretsecretsecret'
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    with Hub(TOKEN) as there:
+        monkeypatch.setenv('HF_ENDPOINT', there.url)
+        monkeypatch.setenv('HF_TOKEN', TOKEN)
+        yield there
+
+
+def test_a_student_and_an_export_are_pushed_whole(hub, scratch, exported, main):
+    for folder, private in ((scratch, False), (exported, True)):
+        status, out, err = main('push', folder, 'me/levels', '--json', *(['--private'] if private else []))
+        made = json.loads(out)
+        assert status == 0 and TOKEN not in out + err
+        assert made | dict(url='') == dict(folder=str(folder), name='me/levels', kind='model', url='', commit=OID)
+        assert made['url'] == f'{hub.url}/me/levels'
+        for path in folder.iterdir():
+            assert hub.files[path.name] == path.read_bytes(), path
+    assert hub.repos == {'me/levels': ('model', 'private')}
+    assert yaml.safe_load(hub.files['README.md'].decode().split('---')[1])['library_name'] == 'ctranslate2'
+
+
+def test_a_rationale_set_is_pushed_as_a_data_set(hub, main, tmp_path):
+    task = load_task('same_kind')
+    rows = [r | dict(rationale='Both.', votes=1, others=[]) for r in task['train'].to_list()[:3]]
+    card = dict(task='same_kind', model='a [model]', split='train', rows=3, failed=0, tokens=90)
+    card |= dict(quality=dict(labeled=3, correct=2, accuracy=66.67))
+    (tmp_path / 'set').mkdir()
+    write_set(tmp_path / 'set', rows, [], prompt_of(task), card)
+    status, out, err = main('push', tmp_path / 'set', 'rationales')
+    assert status == 0 and 'is dataset somebody/rationales' in out, err
+    assert hub.repos == {'somebody/rationales': ('dataset', None)} and 'train.jsonl' in hub.files
+    front, text = hub.files['README.md'].decode().split('---\n')[1:]
+    facts = yaml.safe_load(front)
+    assert (facts['license'], facts['language']) == ('apache-2.0', 'en')
+    assert facts['configs'][0]['data_files'] == [dict(split='train', path='train.jsonl')]
+    assert r'a \[model\]' in text and '66.67 [20.77, 93.85], n = 3' in text
+
+
+def test_a_card_of_ones_own_stays(tmp_path):
+    task = load_task('same_kind')
+    (tmp_path / 'README.md').write_text('Mine.')
+    write_set(tmp_path, [], [], prompt_of(task), dict(task='same_kind', model='m', split='train'))
+    assert (tmp_path / 'README.md').read_text() == 'Mine.'
+
+
+def test_what_a_hub_reads_of_a_student(scratch):
+    front = yaml.safe_load((scratch / 'README.md').read_text().split('---\n')[1])
+    record = json.loads((scratch / 'record.json').read_text())
+    known = front['model-index'][0]['results'][0]['metrics'][0]
+    low, high = known['args']['interval_95']
+    assert known['value'] == record['metrics']['test_accuracy'] and low <= known['value'] <= high
+    assert known['args']['n'] == record['metrics']['n_test'] and front['license'] == 'unknown'
+    assert 'language' not in front and 'datasets' not in front and 'base_model' not in front
+
+
+def test_a_refused_push_is_one_line_without_the_token(hub, scratch, main, monkeypatch, tmp_path):
+    def one_line(status, *words):
+        found, out, err = main('push', *call)
+        assert (found, out, err.count('\n')) == (status, '', 1) and TOKEN not in err, err
+        assert all(word in err for word in words), err
+
+    call = (scratch, 'me/levels')
+    hub.status = 403
+    one_line(1, hub.url, 'did not take me/levels')
+    hub.token = 'another'
+    one_line(1, 'did not take me/levels', '401')
+    monkeypatch.setenv('HF_TOKEN', '')
+    monkeypatch.setattr('huggingface_hub.get_token', lambda: None)
+    one_line(2, 'there is no token for the hub', '$HF_TOKEN')
+    call = (tmp_path / 'nowhere', 'me/levels')
+    one_line(2, 'no such folder')
+    call = (tmp_path, 'me/levels')
+    one_line(2, 'has no README.md with the lines that a hub reads')
+    (tmp_path / 'README.md').write_text('---\nlicense: mit\n---\n')
+    one_line(2, 'is neither a student nor a rationale set')
+    assert not any(TOKEN in str(p.read_bytes()) for p in scratch.iterdir())
+
+
+def test_a_hub_that_is_not_there_is_one_line(scratch, main, monkeypatch):
+    monkeypatch.setenv('HF_ENDPOINT', 'http://127.0.0.1:1')
+    monkeypatch.setenv('HF_TOKEN', TOKEN)
+    status, out, err = main('push', scratch, 'me/levels')
+    assert (status, out, err.count('\n')) == (1, '', 1) and 'did not take me/levels' in err
