@@ -79,7 +79,7 @@ def export_text(
     card: dict,  # From `serving.export`
 ) -> str:
     "A converted student beside the one that it was made of."
-    head = ['', 'weights', 'MB', 'accuracy, %', *(f'ms, batch of {n}' for n in card['milliseconds'])]
+    head = ['', 'weights', 'their MB', 'accuracy, %', *(f'ms, batch of {n}' for n in card['milliseconds'])]
     was = ['torch', 'float32', card['size_mb_torch'], card['accuracy_torch'], *card['milliseconds_torch'].values()]
     now = [card['format'], card['quantize'], card['size_mb'], card['accuracy'], *card['milliseconds'].values()]
     same = f'{card["agreement"]:g}% of {card["n"]} test questions are answered as before'

@@ -37,6 +37,7 @@ from dsbs.records import (
     now,
     one_of,
     provenance,
+    thinned,
     write_jsonl,
     write_text,
 )
@@ -298,8 +299,9 @@ def answer_times(
 
 # %% ../../nbs/tools/46_serving.ipynb #5e460024
 def megabytes(folder: str | Path) -> float:
-    "Size of the files of a folder, without those of folders in it."
-    return round(sum(p.stat().st_size for p in Path(folder).iterdir() if p.is_file()) / 1e6, 3)
+    "Size of a folder's weights."
+    weights = [p for p in Path(folder).iterdir() if p.suffix in ('.safetensors', '.bin')]
+    return round(sum(p.stat().st_size for p in weights) / 1e6, 3)
 
 
 def measured(student: TorchStudent, folder: Path, asked: Questions, tolerance: float) -> dict:
@@ -323,8 +325,8 @@ def measured(student: TorchStudent, folder: Path, asked: Questions, tolerance: f
 def export_table(card: dict) -> str:  # Markdown
     "A converted student beside the one it was made of."
     columns = [
-        ('weights', 'float32', card['quantize']),
-        ('size, MB', card['size_mb_torch'], card['size_mb']),
+        ('kind of weights', 'float32', card['quantize']),
+        ('weights, MB', card['size_mb_torch'], card['size_mb']),
         ('accuracy, %', card['accuracy_torch'], card['accuracy']),
         *((f'ms an answer, batch of {n}', card['milliseconds_torch'][n], ms) for n, ms in card['milliseconds'].items()),
     ]
@@ -369,7 +371,7 @@ def export(
     with written_whole(out) as half:
         convert(os.path.expanduser(student), half, settings.quantize)
         before.tokenizer.save_pretrained(half)
-        write_text(half / 'record.json', canonical_json(record))
+        write_text(half / 'record.json', canonical_json(thinned(record)))
         how = asdict(before.asking)
         write_text(half / 'serving.json', canonical_json(dict(asking=how)))
         card |= measured(before, half, asked, settings.tolerance)
@@ -487,12 +489,15 @@ def best_published(
 
 # %% ../../nbs/tools/46_serving.ipynb #5e461008
 def keep_and_export(spec, folder: Path, folders: Folders) -> list[dict]:  # The cards of two exports
-    "Train a student, keep it with its export in `ctranslate2`, and measure an export of eight bits too."
+    "Keep a student, trained unless it is there, with its export in `ctranslate2`; measure one of eight bits too."
     from dsbs.runs.saved import run_and_save
 
     with tempfile.TemporaryDirectory(dir=folder.parent) as new:
         made = Path(new) / 'student'
-        run_and_save(spec, made, folders)
+        if (folder / 'record.json').is_file() and kept_record(folder)['spec'] == asdict(spec):
+            shutil.copytree(folder, made, ignore=shutil.ignore_patterns('ctranslate2'))
+        else:
+            run_and_save(spec, made, folders)
         cards = [export(made, Path(new) / 'int8', ExportSettings('int8'), folders)]
         cards.insert(0, export(made, made / 'ctranslate2', ExportSettings(), folders))
         shutil.rmtree(folder, ignore_errors=True)

@@ -138,7 +138,7 @@ def test_eight_bits_are_smaller_and_say_how_they_answer(scratch, exported):
     assert card['agreement'] >= 80 and card['quantize'] == 'int8'
     weights = [(folder / 'model.bin').stat().st_size for folder in (scratch.parent / 'int8', exported)]
     assert weights[0] < weights[1] / 2
-    assert '| weights | float32 | int8 |' in (scratch.parent / 'int8' / 'README.md').read_text()
+    assert '| kind of weights | float32 | int8 |' in (scratch.parent / 'int8' / 'README.md').read_text()
 
 
 def test_the_card_has_what_a_hub_reads_and_no_place_of_this_machine(exported):
