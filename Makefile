@@ -4,7 +4,7 @@ STAMP := .venv/installed
 JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 8 ? n : 8)))
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: install cluster reproduce evening test test-numbers test-poorer-cpu lab export check clean
+.PHONY: install cluster reproduce evening students test test-numbers test-poorer-cpu lab export check clean
 
 install: $(STAMP)
 
@@ -29,6 +29,10 @@ reproduce: $(STAMP)
 # the paper's student on one GPU: about eight hours on one of 24 GB; stopped, it goes on from there
 evening: $(STAMP)
 	$(BIN)/dsbs reproduce --preset evening
+
+# the students of reports/students, and what they take to answer
+students: $(STAMP)
+	$(BIN)/python -c "from dsbs.tools.serving import make_students; print(*make_students(), sep='\n')"
 
 test: $(STAMP)
 	$(BIN)/nbdev_test --n_workers $(JOBS) --pause 0.5

@@ -13,11 +13,13 @@ __all__ = ['PLACE_HEADS', 'USUAL_PLACE', 'Places', 'SCALES', 'RUN_HEADS', 'VERDI
            'effect_text', 'effect_number', 'more_text', 'claim_line', 'claims_by_id', 'claims_section', 'text_cell',
            'open_choices', 'teacher_in_record', 'teachers_of', 'teacher_row', 'teacher_tables', 'Shown',
            'recorded_answers', 'examples_of', 'example_card', 'answer_mark', 'examples_by_task', 'content_policy',
-           'page_facts', 'page_contents', 'sentence_links', 'measured_figure', 'page_html', 'write_page']
+           'page_facts', 'page_contents', 'sentence_links', 'students_to_ask', 'measured_figure', 'page_html',
+           'write_page']
 
 # %% ../../nbs/evidence/42_page.ipynb #09f2acee
 import base64
 import hashlib
+import json
 import math
 import re
 import struct
@@ -1054,6 +1056,34 @@ Other people's runs are lines of <code>reports/independent_runs.csv</code>.</p>
 </nav>
 """
 
+# %% ../../nbs/evidence/42_page.ipynb #42005e01
+def students_to_ask(reports: Path) -> list[dict]:  # name, accuracy, n, question
+    "The students that are kept beside the page."
+    found = []
+    for path in sorted((reports / 'students').glob('*/record.json')):
+        record = json.loads(path.read_text(encoding='utf-8'))
+        spec, m = record['spec'], record['metrics']
+        question = load_task(spec['task'], data_seed=spec['data_seed'])['test']['input'][0]
+        found.append(dict(name=path.parent.name, accuracy=m['test_accuracy'], n=m['n_test'], question=question))
+    return found
+
+# %% ../../nbs/evidence/42_page.ipynb #42005e03
+TEMPLATES['students'] = """
+{% if students %}
+<section id="students">
+<h2>Ask a student</h2>
+<p>Each is a folder in <code>reports/students</code>: weights, a card, and an export for a service. They answer in a
+second, and nothing is trained.</p>
+<ul>
+{% for s in students %}
+<li>{{ '%.1f' % s.accuracy }}% of {{ s.n }} test questions:
+<code>dsbs ask reports/students/{{ s.name }} "{{ s.question }}"</code></li>
+{% endfor %}
+</ul>
+</section>
+{% endif %}
+"""
+
 # %% ../../nbs/evidence/42_page.ipynb #dce735ad
 TEMPLATES['verify'] = """
 <footer id="verify">
@@ -1094,6 +1124,7 @@ TEMPLATES['page'] = """
 {% include 'open' %}
 {% include 'teachers' %}
 {% include 'examples' %}
+{% include 'students' %}
 </main>
 {% include 'verify' %}
 </div>
@@ -1133,6 +1164,7 @@ def page_html(
         choices=open_choices(published['choices']),
         tables=teacher_tables(found, described),
         examples=examples_by_task(found),
+        students=students_to_ask(Path(reports)),
     )
 
 # %% ../../nbs/evidence/42_page.ipynb #6e592ed9

@@ -22,9 +22,9 @@ from ..data.answers import is_correct
 from ..data.examples import Example
 from ..data.tasks import load_task
 from .multitask import padded
-from .student import as_text, cut_ids, make_student, special_pieces, written_ids
+from .student import make_student, special_pieces, written_ids
 from .training import OutOfMemory, has_bfloat16, within_memory
-from .views import ANSWER_MARK, REASON_MARK, label_from_output, make_views
+from .views import ANSWER_MARK, REASON_MARK, as_text, cut_ids, label_from_output, make_views
 from ..teacher.sets import teacher_rationales
 
 # %% ../../nbs/method/23_answering.ipynb #fb453820

@@ -8,15 +8,12 @@ __all__ = ['UNSPACED', 'VOCAB_SIZE', 'SPECIAL', 'T5_KINDS', 'GEMMA_KINDS', 'KIND
            'activations', 'check_activation', 'check_precision', 'weight_faults', 'check_weights', 'special_pieces',
            'check_text', 'check_embeddings', 'check_padding', 'start_of', 'check_start', 'check_end', 'put_ends',
            'check_ends', 'check_front', 'written_ids', 'check_tokenizer', 'quiet', 'reading', 'set_dropout',
-           'load_config', 'load_weights', 'load_parts', 'set_habits', 'load_pretrained', 'make_student', 'pattern_of',
-           'as_text', 'cut_ids']
+           'load_config', 'load_weights', 'load_parts', 'set_habits', 'load_pretrained', 'make_student']
 
 # %% ../../nbs/method/20_student.ipynb #f597e402
 import contextlib
 import os
-import re
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
 
 import torch
 import transformers
@@ -441,30 +438,3 @@ def make_student(
     tokenizer = train_tokenizer(texts)
     torch.manual_seed(seed)
     return T5ForConditionalGeneration(scratch_config(name, len(tokenizer), dropout, init_factor)), tokenizer
-
-# %% ../../nbs/method/20_student.ipynb #11bad633
-@lru_cache(maxsize=64)
-def pattern_of(pieces: tuple[str, ...]) -> re.Pattern:
-    "Finds any of the pieces."
-    return re.compile('|'.join(map(re.escape, pieces)))
-
-# %% ../../nbs/method/20_student.ipynb #70c7c73c
-def as_text(
-    text: str,
-    special: tuple[str, ...],  # From `special_pieces`
-    separator: str = '',  # A special piece that is meant as one where it stands first
-) -> str:  # In which no special piece stands, but for one separator
-    "A text that is read as text."
-    if not special or not pattern_of(special).search(text):
-        return text
-    if separator in special:
-        return separator.join(as_text(part, special) for part in text.split(separator, 1))
-    return pattern_of(special).sub(lambda found: f'{found[0][0]} {found[0][1:]}', text)
-
-# %% ../../nbs/method/20_student.ipynb #3c0ffa2f
-def cut_ids(
-    ids: list[int],  # Of one text, with its end token
-    limit: int,  # The most tokens that stay
-) -> list[int]:
-    "A text cut at its end; its end token stays."
-    return ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]]

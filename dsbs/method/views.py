@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['PREFIXES', 'TASK_PREFIXES', 'METHODS', 'ANSWER_MARK', 'REASON_MARK', 'Views', 'prefixes', 'make_views',
-           'label_from_output']
+           'label_from_output', 'pattern_of', 'as_text', 'cut_ids']
 
 # %% ../../nbs/method/18_views.ipynb #6736132e
+import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 from ..data.examples import Example
 from ..records import one_of
@@ -81,3 +83,30 @@ def label_from_output(text: str, method: str) -> str:
     if method == 'answer_first':
         return text.partition(REASON_MARK)[0].strip()
     return text
+
+# %% ../../nbs/method/18_views.ipynb #11bad633
+@lru_cache(maxsize=64)
+def pattern_of(pieces: tuple[str, ...]) -> re.Pattern:
+    "Finds any of the pieces."
+    return re.compile('|'.join(map(re.escape, pieces)))
+
+# %% ../../nbs/method/18_views.ipynb #70c7c73c
+def as_text(
+    text: str,
+    special: tuple[str, ...],  # From `special_pieces`
+    separator: str = '',  # A special piece that is meant as one where it stands first
+) -> str:  # In which no special piece stands, but for one separator
+    "A text that is read as text."
+    if not special or not pattern_of(special).search(text):
+        return text
+    if separator in special:
+        return separator.join(as_text(part, special) for part in text.split(separator, 1))
+    return pattern_of(special).sub(lambda found: f'{found[0][0]} {found[0][1:]}', text)
+
+# %% ../../nbs/method/18_views.ipynb #3c0ffa2f
+def cut_ids(
+    ids: list[int],  # Of one text, with its end token
+    limit: int,  # The most tokens that stay
+) -> list[int]:
+    "A text cut at its end; its end token stays."
+    return ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]]

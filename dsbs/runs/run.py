@@ -41,9 +41,9 @@ from dsbs.method.answering import (
 from ..method.multitask import RATIONALE_START, Tokenised
 from ..method.settings import SCRATCH, first_weights
 from ..method.stack import StackedAnswers, StackedEngine, in_one_shape
-from ..method.student import SPECIAL, as_text, cut_ids, make_student, special_pieces
+from ..method.student import SPECIAL, make_student, special_pieces
 from ..method.training import Engine, PlainEngine, Trainee, constant_loss, convergence, fit, has_bfloat16
-from ..method.views import ANSWER_MARK, PREFIXES, REASON_MARK, make_views
+from ..method.views import ANSWER_MARK, PREFIXES, REASON_MARK, as_text, cut_ids, make_views
 from ..records import UsageError, is_main_process, now, process_index, processes, provenance
 from .checkpoints import SAVE_EVERY, DiskKeeper, SharedEngine, check_shares, instruction_set, load_checkpoint
 from .specs import Prepared, RunSpec, in_common, recipe, train_size, training_examples

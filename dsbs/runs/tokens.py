@@ -23,8 +23,8 @@ from tqdm import tqdm
 
 from ..data.examples import Example
 from ..method.multitask import Tokenised, tokenise
-from ..method.student import UNKNOWN, cut_ids
-from ..method.views import Views
+from ..method.student import UNKNOWN
+from ..method.views import Views, cut_ids
 from ..records import canonical_json, replacing
 
 # %% ../../nbs/runs/26_tokens.ipynb #e5b64024

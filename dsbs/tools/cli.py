@@ -13,20 +13,24 @@ import json
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
 
 from ..records import UsageError, WorkFailed, find_folders, is_main_process, one_of, reports_dir
 from dsbs.tools.output import (
     Outcome,
     Rows,
+    answer_text,
     bench_all_text,
     bench_text,
     claims_text,
     data_text,
+    export_text,
     extract_text,
     pilot_text,
     preview_text,
+    push_text,
     reproduce_text,
     run_text,
     some_of,
@@ -119,12 +123,21 @@ def _spelled_out(argv):  # "bench --all" is the command "bench all"
     return words
 
 
+def _show(result, args):
+    if isinstance(result, Iterator) and not args.json:
+        for part in result:
+            print(args.text(part), flush=True)
+        return
+    result = list(result) if isinstance(result, Iterator) else result
+    print(json.dumps(result, ensure_ascii=False, allow_nan=False) if args.json else args.text(result))
+
+
 def _answer(argv):  # the exit status; what is raised is for `main`
     args = parser().parse_args(_spelled_out(argv))
     result = args.work(args)
     if not is_main_process():
         return 0
-    print(json.dumps(result, ensure_ascii=False, allow_nan=False) if args.json else args.text(result))
+    _show(result, args)
     complaint = getattr(result, 'complaint', '')
     if complaint:
         print(f'dsbs: {complaint}', file=sys.stderr)
@@ -337,6 +350,83 @@ def _run(args):
     from dsbs.runs.saved import run_and_save
 
     return run_and_save(spec, args.save, args.data_dir, progress=_tell_loss)
+
+# %% ../../nbs/tools/49_cli.ipynb #5e490001
+@command(
+    'export',
+    'convert a kept student for a service, and check that it answers as before',
+    export_text,
+    argument('student', metavar='STUDENT', help='folder of a student, from dsbs run --save'),
+    argument(
+        '--to',
+        nargs=2,
+        required=True,
+        metavar=('FORMAT', 'DIR'),
+        help='FORMAT: ctranslate2; DIR: a new folder for the converted student',
+    ),
+    argument('--quantize', default='float32', metavar='WEIGHTS', help='float32 (default) or int8'),
+    argument(
+        '--tolerance',
+        type=float,
+        metavar='SHARE',
+        help='of test questions that may be answered otherwise (default: 0, with int8 0.01)',
+    ),
+    argument('--limit', type=whole_number, default=1000, metavar='N', help='test questions to ask (default: 1000)'),
+    argument('--task', default='', metavar='TASK', help='where the task is now, when it was moved'),
+)
+def _export(args):
+    from dsbs.tools.serving import FORMATS, ExportSettings, export
+
+    form, folder = args.to
+    one_of('format', form, FORMATS)
+    settings = ExportSettings(args.quantize, args.tolerance, args.limit, args.task)
+    return export(args.student, folder, settings, args.data_dir)
+
+# %% ../../nbs/tools/49_cli.ipynb #5e490004
+def _lines():  # of standard input
+    try:
+        for line in sys.stdin:
+            yield line.rstrip('\r\n')
+    except UnicodeDecodeError:
+        raise UsageError('standard input is not UTF-8 text: give an input a line') from None
+
+
+def _some(inputs):  # the same; a `UsageError` when there are none
+    for first in inputs:
+        return chain([first], inputs)
+    raise UsageError('there is nothing to answer: give an INPUT, or a line each on standard input')
+
+
+@command(
+    'ask',
+    'answers of a kept or an exported student',
+    answer_text,
+    argument('student', metavar='STUDENT', help='folder of a student, from dsbs run --save or dsbs export'),
+    argument('inputs', nargs='*', metavar='INPUT', help='default: a line each from standard input'),
+    argument('--batch', type=whole_number, metavar='N', help='inputs answered together (default: 64; 1 at a terminal)'),
+)
+def _ask(args):
+    from dsbs.tools.serving import MANY, ask, open_student
+
+    if args.batch == 0:
+        raise UsageError('--batch 0: should be at least 1')
+    inputs = _some(iter(args.inputs or _lines()))
+    batch = args.batch or (1 if not args.inputs and sys.stdin.isatty() else MANY)
+    return ask(open_student(args.student), inputs, batch)
+
+# %% ../../nbs/tools/49_cli.ipynb #5e490006
+@command(
+    'push',
+    'put a student or a rationale set on the Hugging Face hub; its token comes from $HF_TOKEN or hf auth login',
+    push_text,
+    argument('folder', metavar='FOLDER', help='from dsbs run --save, dsbs export or dsbs extract'),
+    argument('name', metavar='NAME', help='on the hub: NAME or OWNER/NAME'),
+    argument('--private', action='store_true', help='only for those whom its owner lets in'),
+)
+def _push(args):
+    from dsbs.tools.serving import push
+
+    return push(args.folder, args.name, args.private)
 
 # %% ../../nbs/tools/49_cli.ipynb #1ec3e63b
 def _does_not_hold(found):

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['BENCH_COLUMNS', 'SHARES', 'ALL_COLUMNS', 'Outcome', 'Rows', 'aligned', 'some_of', 'teacher_text', 'extract_text',
-           'preview_text', 'run_text', 'status_text', 'verify_text', 'verified_text', 'plan_text', 'reproduce_text',
-           'pilot_text', 'claims_text', 'data_text', 'weights_text', 'bench_text', 'bench_all_text']
+           'preview_text', 'run_text', 'export_text', 'answer_text', 'push_text', 'status_text', 'verify_text',
+           'verified_text', 'plan_text', 'reproduce_text', 'pilot_text', 'claims_text', 'data_text', 'weights_text',
+           'bench_text', 'bench_all_text']
 
 # %% ../../nbs/tools/48_output.ipynb #43ed5cd6
 from collections.abc import Sequence
@@ -109,6 +110,31 @@ def run_text(
         f'loss {losses[0]:.4f} at step 1, {losses[-1]:.4f} at step {m["steps"]}\n'
         f'key {record["key"]}'
     )
+
+# %% ../../nbs/tools/48_output.ipynb #5e480001
+def export_text(
+    card: dict,  # From `serving.export`
+) -> str:
+    "A converted student beside the one that it was made of."
+    head = ['', 'weights', 'their MB', 'accuracy, %', *(f'ms, batch of {n}' for n in card['milliseconds'])]
+    was = ['torch', 'float32', card['size_mb_torch'], card['accuracy_torch'], *card['milliseconds_torch'].values()]
+    now = [card['format'], card['quantize'], card['size_mb'], card['accuracy'], *card['milliseconds'].values()]
+    same = f'{card["agreement"]:g}% of {card["n"]} test questions are answered as before'
+    return f'{same}; milliseconds an answer, on one thread\n{aligned([head, was, now])}\n{card["out"]}'
+
+
+def answer_text(
+    pair: dict,  # From `serving.ask`
+) -> str:
+    "An answer on a line."
+    return ' '.join(pair['answer'].split())
+
+# %% ../../nbs/tools/48_output.ipynb #5e480003
+def push_text(
+    made: dict,  # From `serving.push`
+) -> str:
+    "Where a folder is now."
+    return f'{made["folder"]} is {made["kind"]} {made["name"]}: {made["url"]} (commit {made["commit"][:8]})'
 
 # %% ../../nbs/tools/48_output.ipynb #4b5ec64a
 def status_text(

@@ -9,8 +9,8 @@ from small_t5 import own_task, rationale_set, small_t5, small_tokenizer
 from transformers import ByT5Tokenizer
 
 from dsbs.method.answering import unwritable
-from dsbs.method.student import SPECIAL, as_text, cut_ids, make_student, special_pieces, train_tokenizer
-from dsbs.method.views import ANSWER_MARK, REASON_MARK
+from dsbs.method.student import SPECIAL, make_student, special_pieces, train_tokenizer
+from dsbs.method.views import ANSWER_MARK, REASON_MARK, as_text, cut_ids
 from dsbs.records import UsageError, find_folders
 from dsbs.runs import run as runs
 from dsbs.runs.specs import make_spec, prepare, recipe
