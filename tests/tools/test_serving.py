@@ -12,7 +12,6 @@ import pytest
 import torch
 import yaml
 from small_t5 import own_task, rationale_set, small_t5, small_tokenizer
-from upload_hub import OID, Hub
 from tokenizers import processors
 from transformers import (
     BartConfig,
@@ -24,6 +23,7 @@ from transformers import (
     UMT5Config,
     UMT5ForConditionalGeneration,
 )
+from upload_hub import OID, Hub
 
 from dsbs.data.tasks import load_task
 from dsbs.records import UsageError, WorkFailed
