@@ -102,14 +102,15 @@ class TorchStudent:
         self.record = kept_record(folder)
         self.model, self.tokenizer = make_student(os.path.abspath(os.path.expanduser(folder)))
         self.model.eval()
-        self.asking = asking_of(self.record, self.tokenizer)
+        self.asking, self.cut = asking_of(self.record, self.tokenizer), 0
 
     def answers(self, inputs: Sequence[str]) -> list[str]:
-        "An answer to each input."
-        from dsbs.method.answering import PlainAnswers, generate, input_batches
+        "An answer to each input; `cut` counts the inputs that lost their end."
+        from dsbs.method.answering import PlainAnswers, batch_by_length, generate
 
-        read = [self.asking.reads(text) for text in inputs]
-        batches = input_batches(self.tokenizer, read, max_input=self.asking.max_input)
+        read, limit = self.tokenizer([self.asking.reads(text) for text in inputs]).input_ids, self.asking.max_input
+        self.cut += sum(len(ids) > limit for ids in read)
+        batches = batch_by_length([cut_ids(ids, limit) for ids in read], self.tokenizer.pad_token_id)
         written = generate(PlainAnswers(self.model), self.tokenizer, batches, self.asking.max_new_tokens)
         return [self.asking.label(text) for text in written]
 
@@ -184,7 +185,7 @@ class ConvertedStudent:
     ):
         try:
             known = json.loads((Path(folder) / 'serving.json').read_text(encoding='utf-8'))
-            self.asking = Asking(**known['asking'])
+            self.asking, self.cut = Asking(**known['asking']), 0
             self.read, self.write = pieces_of(folder)
             self.model = ctranslate2.Translator(str(folder), device='cpu', intra_threads=threads)
         except Exception as e:
@@ -192,8 +193,10 @@ class ConvertedStudent:
             raise UsageError(f'{folder}: is no exported student ({why}); dsbs export makes one') from None
 
     def answers(self, inputs: Sequence[str]) -> list[str]:
-        "An answer to each input."
-        pieces = [cut_ids(p, self.asking.max_input) for p in self.read(map(self.asking.reads, inputs))]
+        "An answer to each input; `cut` counts the inputs that lost their end."
+        read, limit = self.read(map(self.asking.reads, inputs)), self.asking.max_input
+        self.cut += sum(len(pieces) > limit for pieces in read)
+        pieces = [cut_ids(pieces, limit) for pieces in read]
         how = dict(beam_size=1, min_decoding_length=0, max_decoding_length=self.asking.max_new_tokens)
         made = self.model.translate_batch(pieces, max_batch_size=MANY, max_input_length=0, **how)
         return [self.asking.label(self.write(one.hypotheses[0])) for one in made]

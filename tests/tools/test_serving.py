@@ -219,6 +219,14 @@ def test_answers_come_a_line_each_or_as_json(scratch, exported, main, monkeypatc
         assert said[0] == dict(input='low income of order 3', answer='low')
 
 
+def test_inputs_that_lose_their_end_are_counted(scratch, exported, main):
+    long = ' '.join(['low income of order 3'] * 400)
+    for folder in (scratch, exported):
+        status, out, err = main('ask', folder, long, 'high', long)
+        assert (status, len(out.splitlines())) == (0, 3)
+        assert err == 'dsbs: 2 inputs were longer than 1024 tokens and lost their end\n'
+
+
 def test_an_export_within_the_students_folder_is_asked(scratch, tmp_path):
     shutil.copytree(scratch, tmp_path / 'both')
     assert isinstance(open_student(tmp_path / 'both'), TorchStudent)
