@@ -210,7 +210,7 @@ def rationale_of_thought(
         if most < 0:
             break
         kept.insert(0, sentence)
-    return ' '.join(kept)
+    return ''.join(s if s[-1] in '。．！？」』）' else f'{s} ' for s in kept).strip()
 
 # %% ../../nbs/teacher/16_extraction.ipynb #d9c451be
 def human_rationales(

@@ -176,3 +176,16 @@ def test_the_end_of_a_turn_beside_the_end_of_a_text_is_not_used(made, tmp_path):
     change(folder / 'config.json', eos_token_id=[1, 8])
     student, tokenizer = make_student(str(folder))
     assert student.config.eos_token_id == student.generation_config.eos_token_id == tokenizer.eos_token_id == 1
+
+
+@pytest.mark.parametrize('name', ['t5gemma2', 'bart'])
+def test_a_run_with_checkpoints_is_resumed(name, made, main, tmp_path):
+    "What sees images does not learn, so it has no moments to keep."
+    rows = own_task(tmp_path / 'task')
+    rationale_set(tmp_path / 'set', rows)
+    given = dict(task=tmp_path / 'task', teacher=tmp_path / 'set', student=made(name), eval_every=2)
+    arguments = [f'{k}={v}' for k, v in (given | dict(max_steps=4, batch_size=8)).items()]
+    status, out, err = main('run', *arguments, '--json')
+    assert status == 0, err
+    (folder,) = (tmp_path / 'runs').rglob('record.json')
+    assert json.loads(folder.read_text())['answers'] == json.loads(out)['answers']

@@ -111,7 +111,7 @@ def test_a_script_without_spaces_is_shortened_by_its_characters(extract):
     with Thinks('field', thought) as stub:
         status, printed, _, rows, _, card = extract(stub, '--rationale', 'thinking', '--thinking-words', '40')
     (rationale,) = {r['rationale'] for r in rows}
-    assert re.fullmatch('(これは[0-9]+番目の文です。 ?)+', rationale) and rationale.endswith('これは59番目の文です。')
+    assert re.fullmatch('(これは[0-9]+番目の文です。)+', rationale) and rationale.endswith('これは59番目の文です。')
     assert 20 < count_words(rationale) <= 40
 
 
