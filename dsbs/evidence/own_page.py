@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['OWN_FIGURES', 'VERDICTS', 'COMPARED', 'COMPARE_HEADS', 'BATCHES', 'MISTAKES', 'CONTENTS', 'own_records', 'own_points',
            'distinct_points', 'usable', 'validated', 'best_point', 'runs_frame', 'accuracy_of', 'accuracy_text',
-           'may_still_err', 'gain_cells', 'against', 'Teaching', 'read_teaching', 'teacher_row', 'place_text',
-           'compared_table', 'usual_place', 'table_of_all', 'answer_once', 'student_times', 'cost_table', 'Mistake',
-           'answers_kept', 'mistakes_of', 'pilot_frame', 'advice_of', 'gains_table', 'rows_text', 'asked_facts',
-           'shown_row', 'accuracy_facts', 'own_figures', 'unlabeled_text', 'found_about', 'own_page_html',
-           'write_own_page']
+           'may_still_err', 'gain_cells', 'against', 'Teaching', 'read_teaching', 'as_runs', 'against_fixed',
+           'commonest_row', 'teacher_row', 'place_text', 'compared_table', 'usual_place', 'table_of_all', 'answer_once',
+           'student_times', 'cost_table', 'Mistake', 'answers_kept', 'mistakes_of', 'pilot_frame', 'advice_of',
+           'gains_table', 'rows_text', 'asked_facts', 'shown_row', 'accuracy_facts', 'own_figures', 'unlabeled_text',
+           'found_about', 'own_page_html', 'write_own_page']
 
 # %% ../../nbs/evidence/45_own_page.ipynb #45000003
 import math
@@ -20,8 +20,10 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
+from ..data.answers import is_correct
 from ..data.examples import Task
 from ..data.tasks import load_task
 from .grids import FIGURES, grid, presets_of, specs_of
@@ -153,9 +155,9 @@ def gain_cells(gain: Gain) -> list[Cell]:  # The gain, its verdict
     return [Cell(span(row), about), Cell(f'{sign} {row["verdict"]}', attributes={'class': f'verdict {kind}'})]
 
 
-def against(best: Point, other: Point | float) -> Gain:  # other: a number in percent, or runs
+def against(best: Point, other: Point) -> Gain:
     "What the best is ahead of another, in points."
-    return paired_differences(runs_frame(best), other if isinstance(other, float) else runs_frame(other)).gain
+    return paired_differences(runs_frame(best), runs_frame(other)).gain
 
 # %% ../../nbs/evidence/45_own_page.ipynb #45000017
 @dataclass(frozen=True)
@@ -174,24 +176,56 @@ class Teaching:
         ]
         return quality(rows, [said[row['id']] for row in rows], self.task) if rows else None
 
+    def right(self, split: str) -> list[bool]:
+        "Whether its label is right, of rows that all have a known label."
+        said, how = self.readings[split], self.task.answer
+        return [
+            said[r['id']].ok and is_correct(said[r['id']].label, r['label'], how) for r in self.task[split].to_list()
+        ]
+
 
 def read_teaching(task: Task, folder: str) -> Teaching:
     "A task with its rationale set."
     splits = [split for split in ('train', 'validation', 'test') if split in set_cards(folder)]
     return Teaching(task, folder, {split: read_set(folder, task, split) for split in splits})
 
-# %% ../../nbs/evidence/45_own_page.ipynb #45000019
+# %% ../../nbs/evidence/45_own_page.ipynb #4500001a
+def as_runs(
+    best: Point,
+    right: Sequence[bool],  # One for each test question
+) -> pd.DataFrame | None:  # None where the records of the best lack such bits
+    "Something that answers without chance, as runs with the seeds of the best."
+    frame = runs_frame(best)
+    if any(bits is None or len(bits) != len(right) for bits in frame['correct']):
+        return None
+    return frame.assign(test_accuracy=100 * float(np.mean(right)), correct=[np.array(right, bool)] * len(frame))
+
+
+def against_fixed(best: Point, right: Sequence[bool]) -> list[Cell]:  # right: as of `as_runs`
+    "How far the best is ahead of something that answers without chance."
+    other = as_runs(best, right)
+    return [Cell(''), Cell('')] if other is None else gain_cells(paired_differences(runs_frame(best), other).gain)
+
+# %% ../../nbs/evidence/45_own_page.ipynb #4500001c
+def commonest_row(best: Point, labels: Sequence[str]) -> list:  # labels: those that the test is scored by
+    "What always answering the commonest label gives."
+    commonest = Counter(labels).most_common(1)[0][0]
+    chance = best.records[0]['metrics']['majority_accuracy']
+    return ['Always the commonest label', f'{chance:.1f}%', *against_fixed(best, [x == commonest for x in labels])]
+
+
 def teacher_row(best: Point, teaching: Teaching) -> list:
     "The teacher's own accuracy, on the test questions, or on training rows where those lack labels or answers."
     for split in ('test', 'train'):
-        found = teaching.quality(split)
+        found, cells = teaching.quality(split), [Cell(''), Cell('not the same rows')]
         if found and found['labeled']:
+            if split == 'test' and found['labeled'] == len(teaching.task['test']):
+                cells = against_fixed(best, teaching.right('test'))
             where = f'on {found["labeled"]} {split} rows with a known label'
-            gain = gain_cells(against(best, found['accuracy'])) if split == 'test' else ['', 'not the same rows']
-            return [Cell('The teacher itself', where), f'{found["accuracy"]:.1f}%', *gain]
+            return [Cell('The teacher itself', where), f'{found["accuracy"]:.1f}%', *cells]
     return ['The teacher itself', 'no known labels', '', '']
 
-# %% ../../nbs/evidence/45_own_page.ipynb #4500001b
+# %% ../../nbs/evidence/45_own_page.ipynb #4500001e
 COMPARED = ('standard', 'task_distillation', 'step_by_step', 'shuffled_within', 'equal_compute')  # Curves
 COMPARE_HEADS = ('', 'Test accuracy, 95% interval', 'The best student is ahead by', '')
 
@@ -204,11 +238,9 @@ def place_text(p: Point) -> str:
     return f'rows: {rows}, parameters: {student}{more}'
 
 
-def compared_table(best: Point, points: Sequence[Point], teaching: Teaching) -> Table:
-    "The best student beside what it has to beat."
-    chance = float(best.records[0]['metrics']['majority_accuracy'])
-    rows = [['Always the commonest label', f'{chance:.1f}%', *gain_cells(against(best, chance))]]
-    rows.append(teacher_row(best, teaching))
+def compared_table(best: Point, points: Sequence[Point], teaching: Teaching, labels: Sequence[str]) -> Table:
+    "The best student beside what it has to beat; `labels` are those that the test is scored by."
+    rows = [commonest_row(best, labels), teacher_row(best, teaching)]
     for p in points:
         same = (p.place.size, p.place.student) == (best.place.size, best.place.student)
         if p is not best and p.values and same and p.curve in COMPARED and usual_place(p):
@@ -231,7 +263,7 @@ def table_of_all(best: Point, points: Sequence[Point]) -> Table:
         ['', 'Validation', *COMPARE_HEADS[1:]], rows, 'All that the figures have, best on validation first'
     )
 
-# %% ../../nbs/evidence/45_own_page.ipynb #4500001e
+# %% ../../nbs/evidence/45_own_page.ipynb #45000021
 BATCHES = (1, 64)  # Questions that are asked together
 
 
@@ -267,7 +299,7 @@ def student_times(
         torch.set_num_threads(before)
     return found
 
-# %% ../../nbs/evidence/45_own_page.ipynb #45000020
+# %% ../../nbs/evidence/45_own_page.ipynb #45000023
 def cost_table(cost: Cost, times: dict[int, float], threads: str) -> Table:
     "What 1,000 answers cost, of the teacher and of the student."
     money = cost.money(1000 * cost.tokens)
@@ -275,10 +307,10 @@ def cost_table(cost: Cost, times: dict[int, float], threads: str) -> Table:
     rows = [[Cell('Teacher', cost.counted), f'{1000 * cost.tokens:,.0f}', priced, '']]
     for n, ms in times.items():
         how = 'one at a time' if n == 1 else f'{n} together'
-        rows.append([Cell('Student', f'{how}, {threads}'), '0', '0', f'{ms:.3g} seconds ({ms:.3g} ms each)'])
+        rows.append([Cell('Student', f'{how}, {threads}'), '0', 'not priced', f'{ms:.3g} seconds ({ms:.3g} ms each)'])
     return make_table(['1,000 answers', 'Tokens bought', 'Money', 'Time'], rows)
 
-# %% ../../nbs/evidence/45_own_page.ipynb #45000023
+# %% ../../nbs/evidence/45_own_page.ipynb #45000026
 MISTAKES = 10
 
 
@@ -316,7 +348,7 @@ def mistakes_of(best: Point, teaching: Teaching, folders: Folders) -> list[Mista
         found.append(Mistake(row['id'], row['input'], known[row['id']], *counts, reading))
     return sorted((m for m in found if m.wrong), key=lambda m: -m.wrong)[:MISTAKES]
 
-# %% ../../nbs/evidence/45_own_page.ipynb #45000025
+# %% ../../nbs/evidence/45_own_page.ipynb #45000028
 TEMPLATES['own_mistake'] = """
 {% from 'pieces' import quoted %}
 <article class="example">
@@ -338,7 +370,7 @@ TEMPLATES['own_mistake'] = """
 </article>
 """
 
-# %% ../../nbs/evidence/45_own_page.ipynb #45000028
+# %% ../../nbs/evidence/45_own_page.ipynb #4500002b
 def pilot_frame(
     task: str,  # The task folder, as a whole path
     teacher: str,
@@ -373,7 +405,7 @@ def gains_table(found: dict) -> Table:  # found: from `pilot.judge`
     heads = ['What', 'Points, 95% interval', '', "Teacher's tokens", 'Points per 1,000 tokens', 'Money']
     return make_table(heads, rows, 'What each brought')
 
-# %% ../../nbs/evidence/45_own_page.ipynb #4500002b
+# %% ../../nbs/evidence/45_own_page.ipynb #4500002e
 def rows_text(task: Task, split: str) -> str:
     "How many rows a split has, and how many of them a known label."
     n, without = len(task[split]), task.unlabeled(split)
@@ -403,7 +435,7 @@ def shown_row(teaching: Teaching) -> dict | None:  # input, label, rationale, te
             return dict(input=row['input'], label=row['label'], rationale=reading.rationale, teacher=reading.label)
     return None
 
-# %% ../../nbs/evidence/45_own_page.ipynb #4500002e
+# %% ../../nbs/evidence/45_own_page.ipynb #45000031
 def accuracy_facts(best: Point) -> dict[str, str]:
     "How good the best student is, and how sure that is."
     first, seeds = best.records[0], sorted(r['spec']['seed'] for r in best.records)
@@ -417,9 +449,9 @@ def accuracy_facts(best: Point) -> dict[str, str]:
         'Runs': f'{len(seeds)}, of seeds {", ".join(map(str, seeds))}',
         'Converged': f'{done} of {len(seeds)} runs{slow}',
     }
-    return facts | ({'Labels': first['stand_in']} if first['stand_in'] else {})
+    return facts | ({'Note': first['stand_in']} if first['stand_in'] else {})
 
-# %% ../../nbs/evidence/45_own_page.ipynb #45000030
+# %% ../../nbs/evidence/45_own_page.ipynb #45000033
 def own_figures(
     measured: dict[str, list[Point]],
     files: Sequence[Path],  # That this call drew or found
@@ -433,13 +465,13 @@ def own_figures(
         found.append(dict(title=FIGURES[figure].title, alt=alt, pictures=pictures, tables=tables))
     return [f for f in found if f['pictures']]
 
-# %% ../../nbs/evidence/45_own_page.ipynb #45000032
+# %% ../../nbs/evidence/45_own_page.ipynb #45000035
 TEMPLATES['own_opening'] = """
 <header>
 <h1><bdi>{{ asked.facts['Task'] }}</bdi>: how good is a small student?</h1>
 {% if good %}
 <ul class="said">
-<li>The best student is right on {{ good['Test accuracy'] }}</li>
+<li>Test accuracy of the best student: {{ good['Test accuracy'] }}</li>
 <li>{{ good['Best student'] }}. Converged: {{ good['Converged'] }}.</li>
 {% if advice %}
 <li>Buy next: {{ advice.advice }}. {{ advice.why }}</li>
@@ -481,7 +513,7 @@ TEMPLATES['own_asked'] = """
 </section>
 """
 
-# %% ../../nbs/evidence/45_own_page.ipynb #45000034
+# %% ../../nbs/evidence/45_own_page.ipynb #45000037
 TEMPLATES['own_numbers'] = """
 {% from 'tables' import table %}
 {% from 'pieces' import nothing %}
@@ -521,7 +553,7 @@ first in the file. Not a sample: they are the hardest, and some of their labels 
 </section>
 """
 
-# %% ../../nbs/evidence/45_own_page.ipynb #45000036
+# %% ../../nbs/evidence/45_own_page.ipynb #45000039
 TEMPLATES['own_next'] = """
 {% from 'tables' import table %}
 <section id="next">
@@ -562,7 +594,7 @@ TEMPLATES['own_figures'] = """
 </section>
 """
 
-# %% ../../nbs/evidence/45_own_page.ipynb #45000038
+# %% ../../nbs/evidence/45_own_page.ipynb #4500003b
 TEMPLATES['own_page'] = """
 <!doctype html>
 <html lang="en">
@@ -605,7 +637,7 @@ CONTENTS = (
     ('figures', 'Figures'),
 )
 
-# %% ../../nbs/evidence/45_own_page.ipynb #4500003a
+# %% ../../nbs/evidence/45_own_page.ipynb #4500003d
 def unlabeled_text(task: Task) -> str:  # Empty where all test labels are known
     "What it means that test rows have no known label."
     n = task.unlabeled('test')
@@ -621,12 +653,13 @@ def found_about(wanted: Reproduction, teaching: Teaching, cost: Cost) -> dict:  
     measured = own_points(wanted.task, wanted.teacher, results, folders)
     points = distinct_points(measured)
     best = best_point(points)
+    labels = prepare(best.spec, folders).task['test']['label'] if best else []
     seconds = sum({r['key']: r['time']['seconds'] for p in points for r in p.records}.values())
     return dict(
         measured=measured,
         good=accuracy_facts(best) if best else None,
         unlabeled=unlabeled_text(teaching.task),
-        compared=compared_table(best, points, teaching) if best else None,
+        compared=compared_table(best, points, teaching, labels) if best else None,
         everything=table_of_all(best, points) if best else None,
         costs=cost_table(cost, student_times(best.spec, folders) if best else {}, 'one thread'),
         trained=f'{sum(len(p.records) for p in points)} runs took {seconds / 60:.1f} minutes',
@@ -634,7 +667,7 @@ def found_about(wanted: Reproduction, teaching: Teaching, cost: Cost) -> dict:  
         advice=advice_of(pilot_frame(wanted.task, wanted.teacher, results, folders), teaching, cost),
     )
 
-# %% ../../nbs/evidence/45_own_page.ipynb #4500003c
+# %% ../../nbs/evidence/45_own_page.ipynb #4500003f
 def own_page_html(
     wanted: Reproduction,  # Of preset own, with whole paths
     files: Sequence[Path] = (),  # Figures that this call drew or found

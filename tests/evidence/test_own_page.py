@@ -22,6 +22,7 @@ from dsbs.evidence.own_page import (
     own_points,
     read_teaching,
     student_times,
+    teacher_row,
     write_own_page,
 )
 from dsbs.evidence.reporting import Reproduction
@@ -163,6 +164,26 @@ def test_the_best_is_chosen_by_validation_and_is_one_to_use(own):
 
     best = best_point([validating(p) for p in points])
     assert (best.curve, best.place.size) == ('standard', 0.25)
+
+
+def test_the_teacher_is_compared_question_by_question(own, tmp_path):
+    "Student and teacher err on the same question: level, whatever chance is in the questions."
+    task = load_task(own.task)
+    first = task['test']['id'][0]
+    rows = [json.loads(line) for line in (tmp_path / 'levels' / 'train.jsonl').read_text().splitlines()]
+    other = dict(low='high', high='low')
+    for path in (tmp_path / 'set').iterdir():
+        path.unlink()
+    (tmp_path / 'set').rmdir()
+    rationale_set(tmp_path / 'set', rows, label=lambda r: other[r['label']] if r['id'] == first else r['label'])
+    keep(own, wrong=lambda spec: {0})
+    best, teaching = best_point(points_of(own)), read_teaching(task, own.teacher)
+    name, accuracy, gain, verdict = teacher_row(best, teaching)
+    assert (accuracy, gain.text, verdict.text) == ('83.3%', '+0.0 [+0.0, +0.0]', '? undecided')
+    keep(own, wrong=lambda spec: {1})
+    *_, gain, verdict = teacher_row(best_point(points_of(own)), teaching)
+    low, high = map(float, re.findall(r'[+-][\d.]+', gain.text)[1:])
+    assert gain.text.startswith('+0.0 [-') and high == -low > 10 and verdict.text == '? undecided'
 
 
 def test_mistakes_are_those_that_most_seeds_make(own):
