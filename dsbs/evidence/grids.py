@@ -9,8 +9,8 @@ __all__ = ['TRAINED_WITH', 'CONTENTS', 'FORMATS', 'A_THIRD', 'SEARCH', 'EMBEDDED
            'MORE_UPDATES', 'QUICK_SETTINGS', 'QUICK_UPDATES', 'STANDIN_BASE', 'ALIKE', 'PRETRAINED', 'GPT_NEOX',
            'ASDIV', 'PASSED_AGAIN', 'EVENING_STUDENTS', 'EVENING_UPDATES', 'EVENING_RATE', 'EIGHTH', 'SETUPS',
            'OWN_BASE', 'SHARED_TERM', 'WITH_ALL_SEEDS', 'EMBEDDED_PANELS', 'QUICK_PANELS', 'STANDIN_PANELS',
-           'PAPER_PANELS', 'EVENING_PANELS', 'TWO_EMBEDDED', 'ONE_QUICK', 'ON_ALL', 'ON_TWO', 'NOT_STANDIN', 'ON_ONE',
-           'NOT_PAPER', 'EVENING', 'PAPER_FIGURES', 'FIGURES', 'PUBLISHED', 'PRESETS', 'SMOKE_CURVES', 'Stage',
+           'PAPER_PANELS', 'EVENING_PANELS', 'EVENING', 'TWO_EMBEDDED', 'ONE_QUICK', 'ON_ALL', 'ON_TWO', 'NOT_STANDIN',
+           'ON_ONE', 'NOT_PAPER', 'PAPER_FIGURES', 'FIGURES', 'PUBLISHED', 'PRESETS', 'SMOKE_CURVES', 'Stage',
            'FOLDERS_NAMED', 'PANELS', 'MEASURED_HERE', 'with_seed', 'expand', 'distinct_values', 'runs_table', 'Setup',
            'longer', 'curve_of', 'beside', 'half_fraction', 'settings_tried', 'was_chosen', 'settings_chosen',
            'embedded_setup', 'full_setup', 'embedded_setups', 'quick_setup', 'quick_setups', 'standin_setups',
@@ -612,6 +612,7 @@ class Figure:
 EMBEDDED_PANELS, QUICK_PANELS = tuple(embedded_setups()), tuple(quick_setups())
 STANDIN_PANELS, PAPER_PANELS = tuple(standin_setups()), tuple(paper_setups())
 EVENING_PANELS = tuple(evening_setups())
+EVENING = dict(evening=EVENING_PANELS)  # Of the figures that are drawn in an evening
 TWO_EMBEDDED, ONE_QUICK = ('same_kind', 'heavier_than'), ('quick_heavier_than',)
 
 # %% ../../nbs/evidence/34_grids.ipynb #f6ab0043
@@ -636,7 +637,6 @@ ON_TWO = dict(quick=ONE_QUICK, embedded=TWO_EMBEDDED, standin=STANDIN_PANELS, pa
 NOT_STANDIN = {preset: panels for preset, panels in ON_TWO.items() if preset != 'standin'}
 ON_ONE = NOT_STANDIN | dict(embedded=('heavier_than',))
 NOT_PAPER = {preset: panels for preset, panels in ON_TWO.items() if preset != 'paper'}
-EVENING = dict(evening=EVENING_PANELS)  # Of the figures that are drawn in an evening
 PAPER_FIGURES = {
     'fig1_headline': Figure(
         'Figure 1',

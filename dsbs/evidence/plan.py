@@ -223,7 +223,7 @@ def pace_of(card: Card) -> Pace:
 
 REFERENCE_PACE = pace_of(CARDS[REFERENCE_CARD])
 
-
+# %% ../../nbs/evidence/36_plan.ipynb #36e00020
 def answer_seconds(
     spec: RunSpec,  # With a student of `SHAPES`
     tokens: Tokens,

@@ -63,8 +63,8 @@ class StudentWeights(nn.Module):
     "One student's weights, out and in; here each weight is whole."
 
     def weights(self, student, of=torch.Tensor.detach) -> dict[str, torch.Tensor]:
-        "What `of` gives for each of a student's parameters; to write to it is to write to the parameter's."
-        return {name: of(p) for name, p in student.named_parameters()}
+        "What `of` gives for each of a student's parameters that learn; to write to it is to write to the parameter's."
+        return {name: of(p) for name, p in student.named_parameters() if p.requires_grad}
 
     def write(self, tensors: Mapping[str, torch.Tensor], values: Mapping[str, torch.Tensor]):
         "Put values into what `weights` gave."

@@ -412,7 +412,11 @@ def _ask(args):
         raise UsageError('--batch 0: should be at least 1')
     inputs = _some(iter(args.inputs or _lines()))
     batch = args.batch or (1 if not args.inputs and sys.stdin.isatty() else MANY)
-    return ask(open_student(args.student), inputs, batch)
+    student = open_student(args.student)
+    yield from ask(student, inputs, batch)
+    if student.cut:
+        limit = student.asking.max_input
+        print(f'dsbs: {student.cut} inputs were longer than {limit} tokens and lost their end', file=sys.stderr)
 
 # %% ../../nbs/tools/49_cli.ipynb #5e490006
 @command(
