@@ -367,7 +367,7 @@ def what_would_decide(name: str, more: int | None, slow: Sequence[str]) -> str:
     "A line about what is not decided."
     if name in slow:
         return f'{GAINS[name][0]}: the runs have not converged, so more updates come first (--set max_steps=...)'
-    seeds = f'{more} more seeds would decide' if more else 'and a thousand more seeds might not decide'
+    seeds = f'{more} more seed{"s" * (more > 1)} would decide' if more else 'and a thousand more seeds might not decide'
     return f'{GAINS[name][0]}: undecided, {seeds}'
 
 
