@@ -179,8 +179,7 @@ def test_the_end_of_a_turn_beside_the_end_of_a_text_is_not_used(made, tmp_path):
 
 
 @pytest.mark.parametrize('name', ['t5gemma2', 'bart'])
-def test_a_run_with_checkpoints_is_resumed(name, made, main, tmp_path):
-    "What sees images does not learn, so it has no moments to keep."
+def test_the_command_trains_it(name, made, main, tmp_path):
     rows = own_task(tmp_path / 'task')
     rationale_set(tmp_path / 'set', rows)
     given = dict(task=tmp_path / 'task', teacher=tmp_path / 'set', student=made(name), eval_every=2)
