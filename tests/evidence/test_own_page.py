@@ -25,7 +25,7 @@ from dsbs.evidence.own_page import (
     teacher_row,
     write_own_page,
 )
-from dsbs.evidence.reporting import Reproduction
+from dsbs.evidence.reporting import Reproduction, figure_notebooks, made_from
 from dsbs.records import UsageError, find_folders, write_jsonl, write_text
 from dsbs.runs.specs import RunSpec, prepare
 
@@ -290,6 +290,12 @@ def test_a_real_record_keeps_its_wrong_answers_and_a_student_is_timed(tmp_path):
     assert list(record['mistakes']) == wrong and wrong
     times = student_times(spec, wanted.folders, repeats=1)
     assert list(times) == [1, 64] and all(ms > 0 for ms in times.values())
+
+
+def test_figures_of_one_task_are_not_taken_for_those_of_another(own):
+    keep(own)
+    path = figure_notebooks(['fig4'])[0]
+    assert made_from(path, own) == made_from(path, replace(own)) != made_from(path, replace(own, task='another'))
 
 
 def test_the_page_is_written_beside_the_figures(own, tmp_path):
