@@ -6,8 +6,8 @@
 __all__ = ['FAMILIES', 'PINS', 'FORMS', 'ALIASES', 'BESIDE', 'hub_name', 'is_commit', 'wanted_revision', 'weight_files',
            'has_safetensors', 'is_bin', 'pickled_in', 'check_weight_files', 'strangers_in', 'check_model',
            'why_not_read', 'read_bin', 'each_weight', 'weight_digests', 'Weights', 'hub_folder', 'our_folder',
-           'disk_errors', 'new_folder', 'needed_files', 'write_safetensors', 'known_weights', 'find_out',
-           'note_weights', 'known_commit', 'are_here', 'weights_here', 'what_would_help', 'hub_errors', 'check_room',
+           'disk_errors', 'new_folder', 'needed_files', 'write_safetensors', 'known_weights', 'note_weights',
+           'find_out', 'known_commit', 'are_here', 'weights_here', 'what_would_help', 'hub_errors', 'check_room',
            'files_to_fetch', 'fetch_weights', 'say_fetching', 'convert_in_place', 'convert_folder', 'cached_first']
 
 # %% ../nbs/01_hub.ipynb #d87b796f
@@ -39,6 +39,8 @@ FAMILIES = {  # Beginning of a short name -> its home; the first that fits
     't5gemma-': 'google/',
     'bart-': 'facebook/',
 }
+
+# %% ../nbs/01_hub.ipynb #aaf50842
 _HUB_NAME = re.compile(r'(?:[A-Za-z0-9][A-Za-z0-9._-]*/)?[A-Za-z0-9][A-Za-z0-9._-]*[A-Za-z0-9]')
 
 
@@ -61,7 +63,7 @@ PINS = {  # Name on the hub -> commit of its main branch
     'google/t5-v1_1-xxl': '3db67ab1af984cf10548a73467f0e5bca2aaaeb2',
 }
 
-
+# %% ../nbs/01_hub.ipynb #aaf50844
 def is_commit(revision: str) -> bool:
     "Whether a revision names a commit in full, and so never moves."
     return bool(re.fullmatch('[0-9a-f]{40}', revision))
@@ -315,20 +317,6 @@ def known_weights(name: str, commit: str) -> Weights | None:
     except (OSError, ValueError, LookupError, TypeError):
         return None
 
-
-def find_out(name: str, commit: str, what: str) -> Weights:
-    "Hash the weights that the hub's cache has of a commit, and convert them where they are `.bin`."
-    from huggingface_hub.utils import WeakFileLock
-
-    source, place = hub_folder(name) / 'snapshots' / commit, our_folder(name, commit)
-    with disk_errors(what):
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with WeakFileLock(place.parent / f'.{commit}.lock'):
-            if not known_weights(name, commit):
-                check_model(source, what)
-                note_weights(source, place, what)
-    return known_weights(name, commit)
-
 # %% ../nbs/01_hub.ipynb #aaf50810
 def note_weights(
     source: Path,  # A whole model in the hub's cache
@@ -350,6 +338,20 @@ def note_weights(
         found = dict(sha256=hash_json(digests), converted=converted, files=sizes)
         write_text(half / 'weights.json', canonical_json(found))
 
+# %% ../nbs/01_hub.ipynb #aaf50847
+def find_out(name: str, commit: str, what: str) -> Weights:
+    "Hash the weights that the hub's cache has of a commit, and convert them where they are `.bin`."
+    from huggingface_hub.utils import WeakFileLock
+
+    source, place = hub_folder(name) / 'snapshots' / commit, our_folder(name, commit)
+    with disk_errors(what):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with WeakFileLock(place.parent / f'.{commit}.lock'):
+            if not known_weights(name, commit):
+                check_model(source, what)
+                note_weights(source, place, what)
+    return known_weights(name, commit)
+
 # %% ../nbs/01_hub.ipynb #aaf50813
 def known_commit(name: str, revision: str = '') -> str:  # Empty where only the hub knows
     "The commit that a revision is, or was when it was last asked for."
@@ -361,7 +363,7 @@ def known_commit(name: str, revision: str = '') -> str:  # Empty where only the 
     except (OSError, ValueError):
         return ''
 
-
+# %% ../nbs/01_hub.ipynb #aaf5084b
 def are_here(name: str, revision: str = '') -> bool:
     "Whether all that a run needs of a model is on this machine."
     commit = known_commit(name, revision)
@@ -372,7 +374,7 @@ def are_here(name: str, revision: str = '') -> bool:
     tokens = set(BESIDE[2:]) & set(names)
     return bool(tokens) and 'config.json' in names and bool(weight_files(names))
 
-
+# %% ../nbs/01_hub.ipynb #aaf5084e
 def weights_here(name: str, revision: str, what: str) -> Weights | None:
     "Weights that are on this machine; the hub is not asked."
     commit = known_commit(name, revision)
@@ -441,7 +443,7 @@ def check_room(folder: Path, needed: int, what: str):  # needed: bytes
         room = f'{there} has {free / 1e9:.1f} GB free, and {needed / 1e9:.1f} GB are needed'
         raise WorkFailed(f'{what}: {room}; make room, or set HF_HOME to a folder elsewhere')
 
-
+# %% ../nbs/01_hub.ipynb #aaf50850
 def files_to_fetch(
     info,  # A `ModelInfo` of the hub's library, with the files' sizes
     what: str,
@@ -499,7 +501,7 @@ def convert_in_place(folder: Path, what: str):
     finally:
         shutil.rmtree(half, ignore_errors=True)
 
-
+# %% ../nbs/01_hub.ipynb #aaf50853
 def convert_folder(folder: str | Path, what: str) -> Weights:
     "Convert a folder's weights unless it has safetensors."
     folder = Path(os.path.abspath(os.path.expanduser(folder)))
