@@ -25,7 +25,7 @@ from ..method.views import ANSWER_MARK, REASON_MARK, prefixes
 from ..records import Folders, UsageError, canonical_json, is_main_process, write_text
 from .run import SHOWN, questions, train_runs
 from .specs import RunSpec, prepare
-from ..teacher.sets import HUB_DATASETS, accuracy_interval, hub_facts, in_markdown
+from ..teacher.sets import HUB_DATASETS, accuracy_interval, hub_facts, in_markdown, in_yaml
 
 # %% ../../nbs/runs/29_saved.ipynb #42b841d8
 def answer_as_scored(
@@ -135,7 +135,7 @@ def _facts(record):  # a line each
 # %% ../../nbs/runs/29_saved.ipynb #5e71a101
 def accuracy_known(record: dict) -> EvalResult:
     "A record's test accuracy as a hub of models has it."
-    name, m = Path(record['spec']['task']).name, record['metrics']
+    name, m = in_yaml(Path(record['spec']['task']).name), record['metrics']
     right = round(m['n_test'] * m['test_accuracy'] / 100)
     return EvalResult(
         task_type='text2text-generation',
@@ -154,7 +154,7 @@ def front_matter(
 ) -> str:  # YAML between two lines of dashes
     "What a hub of models reads of a student's card."
     spec = record['spec']
-    name, student = Path(spec['task']).name, spec['student']
+    name, student = in_yaml(Path(spec['task']).name), spec['student']
     pretrained = student not in SCRATCH and not os.path.isdir(os.path.expanduser(student))
     facts = hub_facts(name) | dict(tags=['dsbs', spec['method']], library_name='transformers', metrics=['accuracy'])
     facts |= dict(base_model=hub_name(student)) if pretrained and hub_name(student) else {}

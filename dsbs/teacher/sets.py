@@ -9,9 +9,9 @@ __all__ = ['SET_FIELDS', 'RATIONALES', 'HUB_DATASETS', 'SIGNED', 'OF_THOUGHTS', 
            'ExtractSettings', 'questions_about', 'supporters', 'vote', 'thought_of', 'read_answer', 'thinking_tokens',
            'thinking_counts', 'read_answers', 'way_of', 'asked_in_same_way', 'EarlierSet', 'read_earlier',
            'questions_to_ask', 'merged_rows', 'moved_rows', 'why_not_written', 'kept_failures', 'call_counts',
-           'set_quality', 'call_report', 'hub_facts', 'accuracy_interval', 'in_markdown', 'set_readme', 'write_set',
-           'check_set_folder', 'extract', 'TeacherModel', 'reasons_told', 'shortfalls', 'Extracted', 'ask_teacher',
-           'row_groups', 'doubtful_rows', 'seen_row', 'whole_cost', 'preview', 'preview_teacher']
+           'set_quality', 'call_report', 'hub_facts', 'accuracy_interval', 'in_markdown', 'in_yaml', 'set_readme',
+           'write_set', 'check_set_folder', 'extract', 'TeacherModel', 'reasons_told', 'shortfalls', 'Extracted',
+           'ask_teacher', 'row_groups', 'doubtful_rows', 'seen_row', 'whole_cost', 'preview', 'preview_teacher']
 
 # %% ../../nbs/teacher/17_sets.ipynb #ea1fedae
 import json
@@ -613,6 +613,11 @@ def in_markdown(name: str) -> str:
     "A name that comes from elsewhere as text, whatever Markdown would make of it."
     return re.sub(r'([<>&`\[\]!])', r'\\\1', ' '.join(name.split()))
 
+
+def in_yaml(name: str) -> str:
+    "A name that comes from elsewhere, without signs that mean something in Markdown or HTML."
+    return re.sub(r'[^\w .,:%/+-]+', '_', ' '.join(name.split()))
+
 # %% ../../nbs/teacher/17_sets.ipynb #5e170006
 def _split_row(split, card):  # of a table in Markdown
     q = card.get('quality') or {}
@@ -627,7 +632,7 @@ def set_readme(cards: dict[str, dict]) -> str:  # split -> card; Markdown
     first = next(iter(cards.values()))
     task, model = (in_markdown(first[name]) for name in ('task', 'model'))
     files = [dict(split=split, path=f'{split}.jsonl') for split in cards]
-    facts = hub_facts(first['task']) | dict(pretty_name=f'{first["task"]}: rationales of {first["model"]}')
+    facts = hub_facts(first['task']) | dict(pretty_name=in_yaml(f'{first["task"]}: rationales of {first["model"]}'))
     facts['source_datasets'] = facts.pop('datasets', None)
     facts |= dict(tags=['dsbs', 'rationales'], configs=[dict(config_name='default', data_files=files)])
     head = ['| split | rationales | accuracy of their labels, % | rows without one | tokens of the last call |']

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from itertools import count
 
 import pytest
 import torch
@@ -13,10 +14,12 @@ from dsbs.data.examples import Example
 from dsbs.method.answering import PlainAnswers, generate, input_batches
 from dsbs.method.multitask import collate, step_by_step_loss, tokenise
 from dsbs.method.student import make_student
+from dsbs.method.training import Interrupted
 from dsbs.method.views import make_views
-from dsbs.records import UsageError
+from dsbs.records import UsageError, find_folders
+from dsbs.runs.run import train_runs
 from dsbs.runs.saved import ask_saved, run_and_save
-from dsbs.runs.specs import make_spec
+from dsbs.runs.specs import make_spec, prepare
 
 EXAMPLES = [
     Example('1', 'low income of order 1', 'low', 'It says low.'),
@@ -188,3 +191,20 @@ def test_the_command_trains_it(name, made, main, tmp_path):
     assert status == 0, err
     (folder,) = (tmp_path / 'runs').rglob('record.json')
     assert json.loads(folder.read_text())['answers'] == json.loads(out)['answers']
+
+
+@pytest.mark.parametrize('name', ['t5gemma2', 'bart'])
+def test_a_run_is_resumed_where_it_was_stopped(name, made, tmp_path):
+    "What sees images does not learn, so it has no moments to keep."
+    rows = own_task(tmp_path / 'task')
+    rationale_set(tmp_path / 'set', rows)
+    given = dict(task=str(tmp_path / 'task'), teacher=str(tmp_path / 'set'), student=str(made(name)), engine='plain')
+    spec, updates = make_spec(QUICK | given | dict(max_steps=8, eval_every=2, batch_size=8)), count(1)
+    data = prepare(spec, find_folders(runs=tmp_path / 'runs'))
+    with pytest.raises(Interrupted):
+        train_runs([data], resume=True, stop=lambda: next(updates) == 5, save_every=0.0)
+    record = train_runs([data], resume=True, save_every=0.0)[0].record
+    assert [r['step'] for r in record['provenance']['resumed']] == [5]
+    whole = train_runs([data])[0].record
+    losses = [[h['loss'] for h in r['history']] for r in (record, whole)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4) and len(losses[0]) == 8
