@@ -102,7 +102,7 @@ def distinct_points(measured: dict[str, list[Point]]) -> list[Point]:
         points.setdefault(p.spec, p)
     return list(points.values())
 
-
+# %% ../../nbs/evidence/45_own_page.ipynb #45000052
 def usable(p: Point) -> bool:
     "Whether its students could be put to use."
     return p.spec.method != 'rationale_as_input' and p.spec.rationales == 'teacher' and bool(p.values)
@@ -127,7 +127,7 @@ def accuracy_of(p: Point) -> Gain:  # Percent
     "A point's accuracy, over seeds and questions."
     return paired_differences(runs_frame(p), 0.0).gain
 
-
+# %% ../../nbs/evidence/45_own_page.ipynb #45000055
 def accuracy_text(p: Point) -> str:
     "A point's accuracy with its 95% interval; of one seed without."
     found = accuracy_of(p)

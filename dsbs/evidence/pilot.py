@@ -154,7 +154,7 @@ class Budget:
     tokens: int | None = None
     minutes: float | None = None
 
-
+# %% ../../nbs/evidence/44_pilot.ipynb #44a00062
 MINUTES = dict(m=1, min=1, minutes=1, h=60, hours=60)
 
 
@@ -202,7 +202,7 @@ def smaller_designs(design: Design):
         left_out = [*left_out, f'{ARMS[arm].text} at {"all" if size == "all" else "half"} of the rows']
         yield design, left_out
 
-
+# %% ../../nbs/evidence/44_pilot.ipynb #44a00065
 def within_minutes(
     design: Design,
     minutes: float,  # The budget
@@ -226,7 +226,7 @@ GAINS = dict(  # name -> what it is, and its two sides, each (arm, size)
     third=('all rationales rather than a third', ('rationales', 'all'), ('third', 'all')),
 )
 
-
+# %% ../../nbs/evidence/44_pilot.ipynb #44a00068
 def runs_of(
     frame: pd.DataFrame,  # From `tidy`; `curve` is the arm
     arm: str,
@@ -236,7 +236,7 @@ def runs_of(
     sizes = sorted(frame['n_train'].unique())
     return frame[(frame['curve'] == arm) & (frame['n_train'] == sizes[-1 if size == 'all' else 0])]
 
-
+# %% ../../nbs/evidence/44_pilot.ipynb #44a0006a
 def gains_of(frame: pd.DataFrame) -> dict[str, Gain]:  # One of `GAINS` -> it, in points
     "The differences that both sides have runs for."
     found = {}
@@ -362,7 +362,7 @@ def seeds_to_decide(gain: Gain) -> int | None:  # None: more than a thousand, or
     value = 0.0 if gain.mean > MARGIN / 2 else MARGIN
     return more_seeds(gain, value, LEVEL)
 
-
+# %% ../../nbs/evidence/44_pilot.ipynb #44a0006e
 def what_would_decide(name: str, more: int | None, slow: Sequence[str]) -> str:
     "A line about what is not decided."
     if name in slow:
@@ -370,7 +370,7 @@ def what_would_decide(name: str, more: int | None, slow: Sequence[str]) -> str:
     seeds = f'{more} more seed{"s" * (more > 1)} would decide' if more else 'and a thousand more seeds might not decide'
     return f'{GAINS[name][0]}: undecided, {seeds}'
 
-
+# %% ../../nbs/evidence/44_pilot.ipynb #44a00070
 def undecided(
     answers: dict[str, str],
     gains: dict[str, Gain],
@@ -524,7 +524,7 @@ def gains_table(found: dict) -> list[str]:
     head = ['what', 'points, with 95% interval', '', "teacher's tokens", 'points per 1,000 tokens', 'money']
     return markdown_table(head, rows)
 
-
+# %% ../../nbs/evidence/44_pilot.ipynb #44a00073
 def accuracy_rows(found: dict) -> list[str]:
     "Each arm at each size."
     rows = [[ARMS[p['arm']].text, p['rows'], span(p), p['seeds'], f'{p["converged"]:.0%}'] for p in found['accuracy']]

@@ -236,7 +236,7 @@ def answer_seconds(
     batches = math.ceil(rows * tokens.input / BATCH_READ)
     return work / pace.operations + WRITTEN * batches * LONGEST * written
 
-
+# %% ../../nbs/evidence/36_plan.ipynb #36e00023
 def gpu_hours(
     spec: RunSpec,  # With a student of `SHAPES`
     tokens: Tokens,

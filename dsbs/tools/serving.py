@@ -306,7 +306,7 @@ def megabytes(folder: str | Path) -> float:
     weights = [p for p in Path(folder).iterdir() if p.suffix in ('.safetensors', '.bin')]
     return round(sum(p.stat().st_size for p in weights) / 1e6, 3)
 
-
+# %% ../../nbs/tools/47_serving.ipynb #5e460042
 def measured(student: TorchStudent, folder: Path, asked: Questions, tolerance: float) -> dict:
     "Ask a student and its conversion the same questions, and time both."
     converted = ConvertedStudent(folder, threads=1)
@@ -336,7 +336,7 @@ def export_table(card: dict) -> str:  # Markdown
     rows = [('', 'torch', 'CTranslate2'), ('---',) * 3, *columns]
     return '\n'.join(f'| {" | ".join(map(str, row))} |' for row in rows)
 
-
+# %% ../../nbs/tools/47_serving.ipynb #5e460045
 def export_card(record: dict, card: dict) -> str:  # Markdown, with a hub's front matter
     "What an exported student is and how to ask it."
     from dsbs.runs.saved import front_matter
@@ -419,7 +419,7 @@ def open_student(
     kept_record(folder)
     return TorchStudent(folder)
 
-
+# %% ../../nbs/tools/47_serving.ipynb #5e460048
 def ask(
     student,  # With `answers`
     inputs: Iterable[str],
