@@ -84,6 +84,20 @@ def main(tmp_path, monkeypatch, capsys):
     return call
 
 
+@pytest.fixture
+def fetched(tmp_path, monkeypatch):
+    "The pinned students, as if their weights were on this machine: what was found out about them, and no file."
+    import json
+
+    from dsbs.hub import PINS, our_folder
+
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_CACHE', str(tmp_path / 'hub'))
+    for name, commit in PINS.items():
+        place = our_folder(name, commit)
+        place.mkdir(parents=True)
+        (place / 'weights.json').write_text(json.dumps(dict(sha256='0' * 64, converted=True, files={})))
+
+
 @pytest.fixture(scope='session')
 def model_folder(tmp_path_factory):
     "A saved student with random weights."

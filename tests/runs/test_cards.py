@@ -149,7 +149,7 @@ def accelerate(tmp_path, monkeypatch):
     return put
 
 
-def test_a_student_that_eight_gpus_hold_is_started_there(driver, accelerate, tmp_path, capfd):
+def test_a_student_that_eight_gpus_hold_is_started_there(driver, fetched, accelerate, tmp_path, capfd):
     "After the others, which are made; what comes of it counts."
     driver(8)
     said, folders = accelerate(), find_folders(runs=tmp_path / 'runs')
@@ -163,7 +163,7 @@ def test_a_student_that_eight_gpus_hold_is_started_there(driver, accelerate, tmp
     assert experiments.find_record(run_key(TINY, folders), folders)
 
 
-def test_a_record_that_it_leaves_is_the_runs(driver, accelerate, tmp_path):
+def test_a_record_that_it_leaves_is_the_runs(driver, fetched, accelerate, tmp_path):
     driver(8)
     folders = find_folders(runs=tmp_path / 'runs')
     place = folders.runs / run_key(XXL, folders)
@@ -174,7 +174,7 @@ def test_a_record_that_it_leaves_is_the_runs(driver, accelerate, tmp_path):
 
 
 @pytest.mark.parametrize('n, words', [(1, '8 GPUs, and 1 can be seen'), (0, '8 GPUs, and 0 can be seen')])
-def test_where_there_are_too_few_the_command_is_printed(driver, accelerate, tmp_path, capfd, n, words):
+def test_where_there_are_too_few_the_command_is_printed(driver, fetched, accelerate, tmp_path, capfd, n, words):
     driver(n)
     said, folders = accelerate(), find_folders(runs=tmp_path / 'runs')
     with pytest.raises(RuntimeError, match=f'1 of 2 runs failed; the others are kept.*{words}'):
@@ -186,7 +186,7 @@ def test_where_there_are_too_few_the_command_is_printed(driver, accelerate, tmp_
     )
 
 
-def test_gpus_that_are_too_small_in_any_number_are_not_tried(driver, accelerate, tmp_path, capfd):
+def test_gpus_that_are_too_small_in_any_number_are_not_tried(driver, fetched, accelerate, tmp_path, capfd):
     "Each process gathers the weights: 44 GB."
     driver(8)
     program = tmp_path / 'bin' / 'nvidia-smi'

@@ -105,7 +105,7 @@ def test_written_twice_it_is_the_same(project, main):
     )
 
 
-def test_paper_runs_ask_for_gpus_and_others_for_none(project, recorded):
+def test_paper_runs_ask_for_gpus_and_others_for_none(project, recorded, fetched):
     paper, smoke = (
         emitted(['rationale_weight'], preset, project / preset, recorded)[0].parent for preset in ('paper', 'smoke')
     )
@@ -123,13 +123,13 @@ def test_paper_runs_ask_for_gpus_and_others_for_none(project, recorded):
     assert (one / 'Snakefile').read_text().count('rule run') == 1
 
 
-def test_snakemake_reads_the_paper_grid(project, recorded):
+def test_snakemake_reads_the_paper_grid(project, recorded, fetched):
     emitted(['rationale_weight'], 'paper', 'jobs', recorded)
     said = (done := snakemake(project, '--dry-run', profile='slurm')).stdout + done.stderr
     assert done.returncode == 0 and re.search(r'^run_gpu +20$', said, re.MULTILINE) and said.count('gpu=1') >= 20, said
 
 
-def test_a_run_that_asks_for_several_gpus_gets_as_many_processes(project, recorded):
+def test_a_run_that_asks_for_several_gpus_gets_as_many_processes(project, recorded, fetched):
     code = emitted(['rationale_weight'], 'paper', project / 'jobs', recorded)[0].read_text()
     specs = {str(n): dict(gpu=n, settings=["task=it's"]) for n in (0, 1, 8)}
     there = dict(DSBS='some where/dsbs', DATA='data', SPECS=specs)
