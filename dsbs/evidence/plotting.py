@@ -851,8 +851,8 @@ def machine_gains(
     for label, moved in zip(ax.get_yticklabels(), gains['verdict_moved'], strict=True):
         label.set_color('#a00000' if moved else 'black')
     ax.set_ylim(len(gains) - 0.4, -0.6)
-    ax.set_xlabel('Step-by-step minus the method named (points, 95% interval)')
-    ax.set_title(literal(f'{len(gains)} gains, {there}: red where the verdict is another'), loc='left')
+    ax.set_xlabel('Step-by-step minus the method named\n(points, 95% interval)')
+    ax.set_title(literal(f'{len(gains)} gains, {there}\n(red: another verdict)'), loc='left')
     return ax
 
 # %% ../../nbs/evidence/38_plotting.ipynb #ab5d3bb9

@@ -848,7 +848,7 @@ def machines_figure(
 ) -> plt.Figure:
     "Runs and gains here and there, a row for each machine."
     tall = [max(2.8, 0.8 + 0.19 * len(m.gains)) for m in moves.values()]
-    shape = dict(width_ratios=[1, 1.3], height_ratios=tall)
+    shape = dict(width_ratios=[1, 1.15], height_ratios=tall)
     fig, axes = plt.subplots(
         len(moves), 2, figsize=(8.4, 0.6 + sum(tall)), layout='constrained', squeeze=False, **shape
     )
