@@ -211,7 +211,7 @@ def set_files(folder: str | Path, task: Task, split: str) -> tuple[Path, Path]: 
     "The files of a split; a `UsageError` when one of them is absent."
     path, card = (Path(os.path.expanduser(folder)) / f'{split}.{kind}' for kind in ('jsonl', 'card.json'))
     teacher = f'teacher {str(folder)!r}'
-    again = f'make one with dsbs extract {task.name} --split {split} --out {folder}'
+    again = f'make one with dsbs extract {task.folder if task.brief else task.name} --split {split} --out {folder}'
     if not os.path.isfile(path):
         raise UsageError(f'{teacher}: no rationale set of split {split} ({path.name} and {card.name}): {again}')
     if not os.path.isfile(card):

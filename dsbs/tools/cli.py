@@ -491,11 +491,12 @@ def _gpu(args):
 def _dry_run(args):
     from dsbs.evidence.grids import FIGURES, SETUPS, grids_of, specs_of, stages, typed_settings
     from dsbs.evidence.plan import plan
+    from dsbs.evidence.reporting import check_own_task
 
-    one_of('preset of a dry run', args.preset, (*SETUPS, 'smoke'))
+    one_of('preset of a dry run', args.preset, (*SETUPS, 'smoke', 'own'))
     names = [figure_named(name) for name in args.names] or FIGURES
-    settings = typed_settings(settings_of(args.set))
-    grids = grids_of(names, args.preset, args.task or '', settings=settings)
+    asked = check_own_task(args.preset, args.task or '', args.teacher or '', args.data_dir)
+    grids = grids_of(names, args.preset, **asked, settings=typed_settings(settings_of(args.set)))
     wanted = {name: specs_of(panels) for name, panels in grids.items()}
     specs = [s for some in wanted.values() for s in some]
     results = reports_dir(args.reports) / 'results'
@@ -585,7 +586,7 @@ def _reproduce(args):
     if args.emit:
         return _workflow(wanted, *args.emit)
     written = reproduce(wanted)
-    if args.preset == 'own':
+    if args.preset == 'own' and not args.set:
         from dsbs.evidence.own_page import write_own_page
 
         written.append(write_own_page(wanted, written, args.price))
