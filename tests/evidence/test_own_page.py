@@ -318,3 +318,16 @@ def test_reading_the_page_loads_no_torch():
 
     lines = 'import sys, dsbs.evidence.own_page; sys.exit("torch" in sys.modules)'
     assert subprocess.run([sys.executable, '-c', lines]).returncode == 0
+
+
+@pytest.mark.parametrize('changed', [(), ('--set', 'max_steps=4')])
+def test_changed_settings_get_no_page(changed, main, monkeypatch, tmp_path):
+    "Its records would be looked for where the preset's own are."
+    pages = []
+    monkeypatch.setattr('dsbs.evidence.reporting.reproduce', lambda wanted: [])
+    monkeypatch.setattr(
+        'dsbs.evidence.own_page.write_own_page', lambda *asked: pages.append(asked) or tmp_path / 'index.html'
+    )
+    status, _, err = main('reproduce', 'fig4', '--preset', 'own', '--task', 't', '--teacher', 's', *changed)
+    assert status == 0, err
+    assert len(pages) == (0 if changed else 1)
