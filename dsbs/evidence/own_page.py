@@ -46,6 +46,7 @@ from dsbs.evidence.pilot import (
     Cost,
     Design,
     answer_cost,
+    gains_rows,
     judge,
     runs_of,
     span,
@@ -397,13 +398,8 @@ def advice_of(frame: pd.DataFrame | None, teaching: Teaching, cost: Cost) -> dic
 
 def gains_table(found: dict) -> Table:  # found: from `pilot.judge`
     "What each thing brought, and what it cost."
-    rows = []
-    for g in found['gains']:
-        per = f'{g["per_1000_tokens"]["gain"]:+.2f}' if g['per_1000_tokens'] else ''
-        money = '' if g['money'] is None else f'{g["money"]:.4g}'
-        rows.append([g['text'], span(g), g['verdict'], f'{g["tokens"]:,}' if g['tokens'] else '', per, money])
     heads = ['What', 'Points, 95% interval', '', "Teacher's tokens", 'Points per 1,000 tokens', 'Money']
-    return make_table(heads, rows, 'What each brought')
+    return make_table(heads, gains_rows(found), 'What each brought')
 
 # %% ../../nbs/evidence/45_own_page.ipynb #4500002e
 def rows_text(task: Task, split: str) -> str:

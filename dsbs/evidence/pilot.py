@@ -9,10 +9,11 @@ __all__ = ['ARMS', 'CELLS', 'NEEDED', 'FEWEST_SEEDS', 'FEWEST_ROWS', 'TOKENS_PER
            'read_budget', 'share_within', 'smaller_designs', 'within_minutes', 'runs_of', 'gains_of', 'slow_gains',
            'made_up_runs', 'Forecast', 'next_doubling', 'line_about', 'answers_of', 'Known', 'next_purchase',
            'seeds_to_decide', 'what_would_decide', 'undecided', 'also', 'accuracies', 'rows_bought', 'priced_gain',
-           'judge', 'draw_pilot', 'span', 'markdown_table', 'gains_table', 'accuracy_rows', 'forecast_lines',
-           'said_lines', 'about_runs', 'page_text', 'PilotSettings', 'fit_time', 'teacher_accuracy_known', 'pilot',
-           'write_pilot', 'pilot_folder', 'Case', 'published_runs', 'Truth', 'truth_of', 'outcome', 'score', 'draws_of',
-           'score_card', 'published_cards', 'score_shares', 'draw_scores', 'score_files']
+           'judge', 'draw_pilot', 'span', 'markdown_table', 'gains_rows', 'gains_table', 'accuracy_rows',
+           'forecast_lines', 'said_lines', 'about_runs', 'page_text', 'PilotSettings', 'fit_time',
+           'teacher_accuracy_known', 'pilot', 'write_pilot', 'pilot_folder', 'Case', 'published_runs', 'Truth',
+           'truth_of', 'outcome', 'score', 'draws_of', 'score_card', 'published_cards', 'score_shares', 'draw_scores',
+           'score_files']
 
 # %% ../../nbs/evidence/44_pilot.ipynb #44a00003
 import json
@@ -514,15 +515,20 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence]) -> list[str]:
     return ['| ' + ' | '.join(row) + ' |' for row in cells] + ['']
 
 # %% ../../nbs/evidence/44_pilot.ipynb #44a0003c
-def gains_table(found: dict) -> list[str]:
-    "What each thing brought, and what it cost."
+def gains_rows(found: dict) -> list[list[str]]:  # found: from `judge`
+    "What each thing brought, and what it cost, as text."
     rows = []
     for g in found['gains']:
         per = f'{g["per_1000_tokens"]["gain"]:+.2f}' if g['per_1000_tokens'] else ''
         money = '' if g['money'] is None else f'{g["money"]:.4g}'
         rows.append([g['text'], span(g), g['verdict'], f'{g["tokens"]:,}' if g['tokens'] else '', per, money])
+    return rows
+
+
+def gains_table(found: dict) -> list[str]:
+    "The same as lines of Markdown."
     head = ['what', 'points, with 95% interval', '', "teacher's tokens", 'points per 1,000 tokens', 'money']
-    return markdown_table(head, rows)
+    return markdown_table(head, gains_rows(found))
 
 # %% ../../nbs/evidence/44_pilot.ipynb #44a00073
 def accuracy_rows(found: dict) -> list[str]:
