@@ -319,7 +319,7 @@ def quick_setups() -> dict[str, Setup]:  # panel -> setup
     )
 
 # %% ../../nbs/evidence/34_grids.ipynb #ea9d4c80
-STANDIN_BASE = RunSpec(task='esnli', stand_in=True, student='scratch-64x2', schedule='linear')
+STANDIN_BASE = RunSpec(task='esnli', stand_in=True, student='scratch-32x2', schedule='linear')
 ALIKE = {0.125: 0.25, 0.25: 0.25, 0.5: 0.25, 1.0: 1.0}  # Share of the rows -> the one that was searched
 
 
@@ -334,7 +334,7 @@ def standin_setups() -> dict[str, Setup]:  # panel -> setup
         seeds=(0, 1, 2, 3, 4),
         sizes=tuple(ALIKE),
         size=1.0,
-        students=('scratch-32x2', 'scratch-64x2', 'scratch-128x2'),
+        students=STUDENTS,
         equal_compute={0.25: 3, 1.0: 3},
         contents=('shuffled_within', 'scrambled', 'weight_0'),
         formats=('answer_first', 'rationale_as_input', 'mutual_information'),

@@ -235,7 +235,7 @@ def content(rows):
 
 
 def esnli(rows):
-    sides = both_methods(rows, task='esnli', stand_in=True, student='scratch-64x2')
+    sides = both_methods(rows, task='esnli', stand_in=True, student='scratch-32x2')
     if sides is None:
         return None
     tables = []
