@@ -575,17 +575,20 @@ def describe_split(
     spec: RunSpec,  # Its data and teacher
     split: str,
     folders: Folders | str | Path | None = None,  # See `records.find_folders`
-) -> dict:  # n, labels, input_words, teacher, and `extraction.quality` of the teacher's answers
+    data_seeds: Sequence[int] = (0,),  # Over which the teacher is judged; only embedded tasks have several
+) -> dict:  # n, labels and input_words of the first seed; teacher, and `extraction.quality` of its answers
     "What a split holds and how good its teacher is; a `UsageError` when it is not on this machine."
-    task = load_task(spec.task, find_folders(folders).data, spec.stand_in, spec.data_seed)
-    rows, read = rows_and_readings(task, split, spec.teacher_error)
+    data = find_folders(folders).data
+    tasks = [load_task(spec.task, data, spec.stand_in, seed) for seed in data_seeds]
+    task, drawn = tasks[0], [rows_and_readings(t, split, spec.teacher_error) for t in tasks]
+    rows, asked = drawn[0][0], [row for rows, _ in drawn for row in rows]
     words = sorted(len(r['input'].split()) for r in rows)
     return dict(
         n=len(rows),
         labels=dict(sorted(Counter(r['label'] for r in rows).items())) if task.label_set else {},
         input_words=words[len(words) // 2],
         teacher=teacher_name(task, spec.teacher_error),
-        **quality(rows, read, task),
+        **quality(asked, [answer for _, read in drawn for answer in read], task),
     )
 
 # %% ../../nbs/evidence/35_published.ipynb #f6ab0106
@@ -599,10 +602,11 @@ def describe(
         spec = setup.step_by_step
         has_files = spec.task in PAPER and not spec.stand_in
         splits = PAPER[spec.task].files if has_files else ('train', 'validation', 'test')
+        seeds = setup.seeds if spec.task in EMBEDDED else (0,)
         recorded = [t for t in setup.teachers or ({},) if 'teacher' not in t]
         for split, teacher in product(splits, recorded):
             try:
-                facts = describe_split(replace(spec, **teacher), split, folders)
+                facts = describe_split(replace(spec, **teacher), split, folders, seeds)
             except UsageError:
                 continue
             found.append(dict(preset=preset, panel=panel, split=split, **facts))

@@ -163,7 +163,7 @@ class Gain:
     def p_above(self, value: float = 0.0) -> float:
         "The p-value of the statement that the gain is above a value."
         if not self.error > 0:
-            return 0.0 if self.error == 0 and self.mean > value else 1.0
+            return 0.5**self.seeds if self.error == 0 and self.mean > value else 1.0
         return float(stats.t.sf((self.mean - value) / self.error, self.df))
 
     def p_below(self, value: float = 0.0) -> float:

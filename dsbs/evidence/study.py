@@ -711,7 +711,19 @@ def draw_as(study: Drawn, stem: str, figure: Callable[..., plt.Figure], *given) 
     return fig
 
 # %% ../../nbs/evidence/39_study.ipynb #6b5d812a
-DESCRIBED = ('preset', 'panel', 'split', 'teacher', 'n', 'labels', 'input_words', 'accuracy', 'disagrees', 'outside')
+DESCRIBED = (
+    'preset',
+    'panel',
+    'split',
+    'teacher',
+    'n',
+    'labels',
+    'input_words',
+    'labeled',
+    'accuracy',
+    'disagrees',
+    'outside',
+)
 DESCRIBED += ('reasons', 'rationale_words')
 
 
@@ -742,7 +754,7 @@ def teacher_table(
     reasons = data['reasons'].map(lambda reasons: ', '.join(f'{n} {why}' for why, n in reasons.items()))
     words = data['rationale_words'].map(lambda w: f'{w["shortest"]} to {w["longest"]}, median {w["median"]}')
     table = data.assign(dataset=data['panel'].map(PANELS), unreadable=reasons, words=words)
-    return table[['dataset', 'split', 'teacher', 'n', 'accuracy', 'disagrees', 'outside', 'unreadable', 'words']]
+    return table[['dataset', 'split', 'teacher', 'labeled', 'accuracy', 'disagrees', 'outside', 'unreadable', 'words']]
 
 # %% ../../nbs/evidence/39_study.ipynb #a64ae6da
 TIMED = ('scratch-32x2', 'scratch-64x2', 'scratch-128x2', 'scratch-256x4', 'scratch-512x6')  # Students
