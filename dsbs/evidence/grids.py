@@ -6,7 +6,7 @@
 __all__ = ['TRAINED_WITH', 'CONTENTS', 'FORMATS', 'A_THIRD', 'SEARCH', 'EMBEDDED_BASE', 'UPDATES', 'FIRST_UPDATES', 'VALIDATIONS',
            'ROUNDS', 'FIRST_SEEDS', 'N_FINALISTS', 'CONVERGED', 'SIZES', 'SECOND_ROUND_AT', 'FIRST_ROUND_AT',
            'CONTROLS_AT', 'FINALISTS', 'CHOSEN', 'EQUAL_COMPUTE', 'EMBEDDED_SEEDS', 'SIMULATED', 'STUDENTS',
-           'MORE_UPDATES', 'QUICK_SETTINGS', 'QUICK_UPDATES', 'STANDIN_BASE', 'ALIKE', 'PRETRAINED', 'GPT_NEOX',
+           'MORE_UPDATES', 'QUICK_SETTINGS', 'QUICK_UPDATES', 'STANDIN_BASE', 'MORE_ROWS', 'PRETRAINED', 'GPT_NEOX',
            'ASDIV', 'PASSED_AGAIN', 'EVENING_STUDENTS', 'EVENING_UPDATES', 'EVENING_RATE', 'EIGHTH', 'SETUPS',
            'OWN_BASE', 'SHARED_TERM', 'WITH_ALL_SEEDS', 'EMBEDDED_PANELS', 'QUICK_PANELS', 'STANDIN_PANELS',
            'PAPER_PANELS', 'EVENING_PANELS', 'EVENING', 'TWO_EMBEDDED', 'ONE_QUICK', 'ON_ALL', 'ON_TWO', 'NOT_STANDIN',
@@ -185,7 +185,7 @@ FIRST_SEEDS = dict(esnli=(1, 2))  # How many of each are used; else all
 N_FINALISTS = 3
 CONVERGED = 0.75  # Share of a setting's trainings in the second round, if it is to be chosen
 SIZES = {'same_kind': (100, 150, 300), 'heavier_than': (80, 160, 320, 640)}  # Training examples
-SECOND_ROUND_AT = SIZES | {'esnli': (0.25, 1.0)}
+SECOND_ROUND_AT = SIZES | {'esnli': (0.25,)}
 FIRST_ROUND_AT = dict(same_kind=200, heavier_than=160, esnli=1.0)
 CONTROLS_AT = dict(same_kind=150, heavier_than=160, weight_untold=160)
 FINALISTS = {  # task -> method -> names in `settings_tried`, best first
@@ -320,22 +320,24 @@ def quick_setups() -> dict[str, Setup]:  # panel -> setup
 
 # %% ../../nbs/evidence/34_grids.ipynb #ea9d4c80
 STANDIN_BASE = RunSpec(task='esnli', stand_in=True, student='scratch-32x2', schedule='linear')
-ALIKE = {0.125: 0.25, 0.25: 0.25, 0.5: 0.25, 1.0: 1.0}  # Share of the rows -> the one that was searched
+MORE_ROWS = {0.125: 1, 0.25: 1, 0.5: 2, 1.0: 4}  # Share of the rows -> times the updates
 
 
 def standin_setups() -> dict[str, Setup]:  # panel -> setup
     "e-SNLI at a scale that a CPU can train."
-    found = settings_chosen('esnli')
+    tried = {size: settings_tried(times * UPDATES['esnli']) for size, times in MORE_ROWS.items()}
+    chosen = {method: name for method, names in CHOSEN['esnli'].items() for name in names.values()}
     setup = Setup(
         replace(STANDIN_BASE, method='standard'),
         STANDIN_BASE,
-        {(method, size): found[method, ALIKE[size]] for method in CHOSEN['esnli'] for size in ALIKE},
+        {(method, size): tried[size][chosen[method]] for method, size in product(chosen, MORE_ROWS)},
         unit='train_fraction',
         seeds=(0, 1, 2, 3, 4),
-        sizes=tuple(ALIKE),
-        size=1.0,
+        sizes=tuple(MORE_ROWS),
+        size=0.25,
         students=STUDENTS,
-        equal_compute={0.25: 3, 1.0: 3},
+        equal_compute={0.25: 2.4},
+        shares=(A_THIRD, 1.0),
         contents=('shuffled_within', 'scrambled', 'weight_0'),
         formats=('answer_first', 'rationale_as_input', 'mutual_information'),
     )
