@@ -211,9 +211,7 @@ CHOSEN = {  # task -> method -> size -> name in `settings_tried`
         'standard': {80: '1/0.002/16/0.1/0.1'} | dict.fromkeys((160, 320, 640), '0.3/0.006/64/0.1/0'),
         'step_by_step': dict.fromkeys((80, 160), '0.3/0.006/64/0.1/0') | dict.fromkeys((320, 640), '0.3/0.006/16/0/0'),
     },
-    'esnli': {
-        method: dict.fromkeys(SECOND_ROUND_AT['esnli'], names[0]) for method, names in FINALISTS['esnli'].items()
-    },
+    'esnli': {'standard': {0.25: '1/0.002/16/0/0'}, 'step_by_step': {0.25: '1/0.006/16/0/0.1'}},
 }
 CHOSEN['weight_untold'] = CHOSEN['heavier_than']
 
