@@ -436,7 +436,8 @@ def more_seeds(
     more = np.arange(1, MOST_MORE + 1)
     n = gain.seeds + more
     reach = stats.t.ppf(1 - level / 2, n - 1) + stats.t.ppf(power, n - 1)
-    enough = more[abs(gain.mean - value) > reach * np.sqrt(of_seeds / n + gain.lasting**2)]
+    decides = abs(gain.mean - value) > reach * np.sqrt(of_seeds / n + gain.lasting**2)
+    enough = more[decides & ((gain.error > 0) | (0.5**n <= level / 2))]
     return int(enough[0]) if len(enough) else None
 
 # %% ../../nbs/evidence/33_statistics.ipynb #33100002
