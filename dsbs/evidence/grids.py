@@ -330,12 +330,10 @@ def standin_setups() -> dict[str, Setup]:  # panel -> setup
         unit='train_fraction',
         seeds=(0, 1, 2, 3, 4),
         sizes=tuple(MORE_ROWS),
-        size=0.25,
-        students=STUDENTS,
-        equal_compute={0.25: 2.4},
+        size=1.0,
+        equal_compute={0.25: 2.4, 1.0: 2.4},
+        contents=('shuffled_within',),
         shares=(A_THIRD, 1.0),
-        contents=('shuffled_within', 'scrambled', 'weight_0'),
-        formats=('answer_first', 'rationale_as_input', 'mutual_information'),
     )
     return dict(esnli_standin=setup)
 
