@@ -8,7 +8,7 @@ __all__ = ['SECRET_NAME', 'SECRET_VALUE', 'KEPT', 'PARAMETER_KINDS', 'CELL_TIMEO
            'check_complete', 'TablesOnly', 'harmless', 'as_published', 'run_notebook', 'Reproduction', 'check_preset',
            'check_own_task', 'lacking', 'notebooks_for', 'measure_or_keep', 'make_results', 'made_from',
            'executed_path', 'unchanged_files', 'remove_abandoned', 'move_files', 'run_figure', 'run_figures',
-           'reproduce', 'markdown_table', 'verdicts', 'readme_text', 'write_readme']
+           'reproduce', 'verdicts', 'readme_text', 'write_readme']
 
 # %% ../../nbs/evidence/43_reporting.ipynb #80d86f50
 import ast
@@ -59,6 +59,7 @@ from dsbs.records import (
     find_folders,
     hash_file,
     hash_json,
+    markdown_table,
     one_of,
     project_root,
     replacing,
@@ -491,12 +492,6 @@ def reproduce(
         written += write_headline(reports)
         written.append(write_page(reports, judge(reports / 'results'), read_described(reports / 'datasets.jsonl')))
     return written + made
-
-# %% ../../nbs/evidence/43_reporting.ipynb #9bdeef3a
-def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    "A Markdown table."
-    head, *body = [f'| {" | ".join(row)} |' for row in (heads, *rows)]
-    return '\n'.join([head, '|' + '---|' * len(heads), *body])
 
 # %% ../../nbs/evidence/43_reporting.ipynb #fe69fdef
 def verdicts(
