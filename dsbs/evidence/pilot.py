@@ -30,7 +30,7 @@ from matplotlib import pyplot as plt
 from ..data.examples import Task
 from ..data.tasks import load_task
 from .grids import A_THIRD, CONVERGED, curve_of, grid, measure, own_setup, specs_of
-from .plotting import LOOKS, THEME, save_figure, write_gaps
+from .plotting import LOOKS, THEME, save_figure
 from dsbs.evidence.statistics import (
     FAILS,
     HOLDS,
@@ -841,13 +841,9 @@ def score_shares(cards: pd.DataFrame) -> pd.DataFrame:  # cards: from `score_car
     return (100 * counts.unstack(fill_value=0.0)).reindex(columns=list(OUTCOMES), fill_value=0.0)
 
 
-def draw_scores(cards: pd.DataFrame) -> plt.Figure:
+def draw_scores(cards: pd.DataFrame) -> plt.Figure:  # cards: from `score_card`, one or more
     "How often the rule is right, wrong, or says that it does not know."
     with plt.rc_context(THEME):
-        if not len(cards):
-            fig, ax = plt.subplots(figsize=(4, 1), layout='constrained')
-            write_gaps(ax, ['no runs yet'])
-            return fig
         shares = score_shares(cards)
         cases = list(dict.fromkeys(cards['case']))
         rows = [(case, seeds) for case in cases for seeds in sorted(cards['seeds'].unique())]
