@@ -311,7 +311,7 @@ def at_common_size(
     best = counts.sort_values('curve', kind='stable').groupby('panel')['n_train'].last()
     return frame[frame['n_train'] == frame['panel'].map(best)]
 
-# %% ../../nbs/evidence/39_study.ipynb #80938bcb
+# %% ../../nbs/evidence/39_study.ipynb #0b060005
 NOTHING_RUN = Text('Nothing was run of this yet, so there is no picture.')
 
 
@@ -321,7 +321,7 @@ def holds_nothing(
     "Whether there is nothing to draw."
     return not len(runs.frame if isinstance(runs, Measured) else runs)
 
-
+# %% ../../nbs/evidence/39_study.ipynb #80938bcb
 class Drawn(Measured):
     "A figure that can be drawn."
 
