@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['LIBRARIES', 'TOLERANCE', 'EARLY', 'DRIFT', 'UsageError', 'WorkFailed', 'one_of', 'told', 'project_root', 'data_dir',
            'runs_dir', 'reports_dir', 'Folders', 'find_folders', 'file_name', 'replacing', 'write_text',
-           'canonical_json', 'hash_json', 'hash_file', 'read_jsonl', 'write_jsonl', 'thinned', 'git_says', 'cpu_field',
-           'machine', 'usable_cpus', 'nvidia_smi', 'provenance', 'now', 'is_near', 'accuracy_tolerance', 'processes',
-           'process_index', 'is_main_process']
+           'markdown_table', 'canonical_json', 'hash_json', 'hash_file', 'read_jsonl', 'write_jsonl', 'thinned',
+           'git_says', 'cpu_field', 'machine', 'usable_cpus', 'nvidia_smi', 'provenance', 'now', 'is_near',
+           'accuracy_tolerance', 'processes', 'process_index', 'is_main_process']
 
 # %% ../nbs/00_records.ipynb #3d146397
 import contextlib
@@ -18,7 +18,7 @@ import platform
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -144,6 +144,15 @@ def write_text(path: Path, text: str) -> Path:
     with replacing(path) as tmp:
         tmp.write_text(text, encoding='utf-8')
     return Path(path)
+
+# %% ../nbs/00_records.ipynb #0b010002
+def markdown_table(
+    heads: Sequence[str],
+    rows: Iterable[Sequence],  # Texts and numbers, as many in each row as there are heads
+) -> str:  # Without a newline at its end
+    "A Markdown table."
+    head, *body = [f'| {" | ".join(map(str, row))} |' for row in (heads, *rows)]
+    return '\n'.join([head, '|' + '---|' * len(heads), *body])
 
 # %% ../nbs/00_records.ipynb #3aeb367a
 def canonical_json(

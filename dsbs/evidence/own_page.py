@@ -30,7 +30,6 @@ from .grids import FIGURES, grid, presets_of, specs_of
 from dsbs.evidence.page import (
     Point,
     alt_text,
-    content_policy,
     curve_name,
     images_of,
     number_tables,
@@ -38,7 +37,7 @@ from dsbs.evidence.page import (
     place_texts,
     records_by_point,
 )
-from .page_style import TEMPLATES, Cell, Table, make_table, render
+from .page_style import TEMPLATES, Cell, Table, make_table, render_page
 from dsbs.evidence.pilot import (
     FEWEST_SEEDS,
     NEEDED,
@@ -592,23 +591,9 @@ TEMPLATES['own_figures'] = """
 
 # %% ../../nbs/evidence/45_own_page.ipynb #4500003b
 TEMPLATES['own_page'] = """
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{{ policy }}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{{ asked.facts['Task'] }}: how good is a small student?</title>
-<link rel="icon" href="data:,">
-<style>
-{% for part in ('colours', 'text', 'contents', 'tables', 'claims', 'examples', 'screens', 'print') %}
-{% include part ~ '.css' %}
-{% endfor %}
-</style>
-</head>
-<body>
-<div class="page">
+{% extends 'whole' %}
+{% block title %}{{ asked.facts['Task'] }}: how good is a small student?{% endblock %}
+{% block inside %}
 {% include 'own_opening' %}
 <main>
 {% include 'own_asked' %}
@@ -619,10 +604,7 @@ TEMPLATES['own_page'] = """
 </main>
 <footer><p>Each number of a figure's table names its runs, lines of <code>reports/own/results/own.jsonl</code>;
 <code>dsbs verify KEY</code> makes one again.</p></footer>
-</div>
-<script>{{ script|safe }}</script>
-</body>
-</html>
+{% endblock %}
 """
 CONTENTS = (
     ('asked', 'What was asked'),
@@ -672,11 +654,9 @@ def own_page_html(
     "The report of a task of one's own as one self-contained page."
     teaching = read_teaching(load_task(wanted.task, wanted.folders), wanted.teacher)
     cost = answer_cost(teaching.task, wanted.teacher, teaching.readings['train'], price)
-    found, script = found_about(wanted, teaching, cost), render('browser.js')
-    return render(
+    found = found_about(wanted, teaching, cost)
+    return render_page(
         'own_page',
-        policy=content_policy(script),
-        script=script,
         contents=CONTENTS,
         asked=dict(facts=asked_facts(teaching), row=shown_row(teaching)),
         figures=own_figures(found.pop('measured'), files, wanted.target),

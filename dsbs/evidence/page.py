@@ -12,13 +12,11 @@ __all__ = ['PLACE_HEADS', 'USUAL_PLACE', 'Places', 'SCALES', 'RUN_HEADS', 'VERDI
            'independent_runs', 'dataset_sizes', 'measured_here', 'alt_text', 'figure_section', 'verdict_mark',
            'effect_text', 'effect_number', 'more_text', 'claim_line', 'claims_by_id', 'claims_section', 'text_cell',
            'open_choices', 'teacher_in_record', 'teachers_of', 'teacher_row', 'teacher_tables', 'Shown',
-           'recorded_answers', 'examples_of', 'example_card', 'answer_mark', 'examples_by_task', 'content_policy',
-           'page_facts', 'page_contents', 'sentence_links', 'students_to_ask', 'measured_figure', 'page_html',
-           'write_page']
+           'recorded_answers', 'examples_of', 'example_card', 'answer_mark', 'examples_by_task', 'page_facts',
+           'page_contents', 'sentence_links', 'students_to_ask', 'measured_figure', 'page_html', 'write_page']
 
 # %% ../../nbs/evidence/42_page.ipynb #09f2acee
 import base64
-import hashlib
 import json
 import math
 import re
@@ -33,7 +31,7 @@ from ..data.embedded import EMBEDDED, EMBEDDED_SIZES
 from ..data.tasks import load_task
 from .grids import FIGURES, PANELS, PUBLISHED, SETUPS, curve_of, grid, with_seed
 from .headline import Sentence, headline_sentences
-from .page_style import TEMPLATES, Cell, Table, make_table, render
+from .page_style import TEMPLATES, Cell, Table, make_table, render_page
 from .plotting import LOOKS, short_number
 from dsbs.evidence.published import (
     INDEPENDENT,
@@ -968,20 +966,6 @@ def examples_by_task(found: dict[str, dict]) -> dict[str, list[dict]]:  # task's
     cards = {panel_name(task): [example_card(s) for s in examples_of(task, found)] for task in EMBEDDED}
     return {name: some for name, some in cards.items() if some}
 
-# %% ../../nbs/evidence/42_page.ipynb #625199b1
-def content_policy(script: str) -> str:
-    "What a browser may do on the page: show images within it, use its style, run this one script."
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    rules = [
-        "default-src 'none'",
-        'img-src data:',
-        "style-src 'unsafe-inline'",
-        f"script-src 'sha256-{digest}'",
-        "base-uri 'none'",
-        "form-action 'none'",
-    ]
-    return '; '.join(rules)
-
 # %% ../../nbs/evidence/42_page.ipynb #f3f44585
 def page_facts(measured: dict[str, dict[str, list[Point]]]) -> dict[str, str]:  # `measured`: figure -> preset -> points
     "What each preset is, how many of its runs stand on the page, and which code made the records."
@@ -1000,13 +984,16 @@ def page_facts(measured: dict[str, dict[str, list[Point]]]) -> dict[str, str]:  
     return facts | {'Records': f'made by code of commit {commits}; the newest finished {newest}'}
 
 # %% ../../nbs/evidence/42_page.ipynb #317d605f
-def page_contents() -> list[tuple[str, str, str]]:  # Of each section: its id, name, and what it is about
+def page_contents(
+    students: bool = True,  # Whether there are any to ask
+) -> list[tuple[str, str, str]]:  # Of each section: its id, name, and what it is about
     "The page's sections."
     figures = [(name, f.where or f.title, f.title if f.where else '') for name, f in FIGURES.items()]
     after = {
         'open': 'What the paper leaves open',
         'teachers': 'The teachers',
         'examples': 'Examples',
+        **({'students': 'Ask a student'} if students else {}),
         'verify': 'Verify a number',
     }
     return [('claims', 'Does it hold?', ''), *figures, *((to, name, '') for to, name in after.items())]
@@ -1100,23 +1087,9 @@ numbers; on the same machine and versions they are the same.</p>
 
 # %% ../../nbs/evidence/42_page.ipynb #b021ef4e
 TEMPLATES['page'] = """
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{{ policy }}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>Distilling Step-by-Step, reproduced</title>
-<link rel="icon" href="data:,">
-<style>
-{% for part in ('colours', 'text', 'contents', 'tables', 'claims', 'examples', 'screens', 'print') %}
-{% include part ~ '.css' %}
-{% endfor %}
-</style>
-</head>
-<body>
-<div class="page">
+{% extends 'whole' %}
+{% block title %}Distilling Step-by-Step, reproduced{% endblock %}
+{% block inside %}
 {% include 'opening' %}
 <main>
 {% include 'claims' %}
@@ -1127,10 +1100,7 @@ TEMPLATES['page'] = """
 {% include 'students' %}
 </main>
 {% include 'verify' %}
-</div>
-<script>{{ script|safe }}</script>
-</body>
-</html>
+{% endblock %}
 """
 
 # %% ../../nbs/evidence/42_page.ipynb #9bc8d259
@@ -1149,22 +1119,20 @@ def page_html(
     "The report as one self-contained page."
     found, published = read_results(Path(reports) / 'results'), published or published_numbers()
     measured = {figure: measured_figure(figure, found) for figure in FIGURES}
-    script, drawn = render('browser.js'), Path(reports) / 'figures' / 'headline.svg'
+    drawn, students = Path(reports) / 'figures' / 'headline.svg', students_to_ask(Path(reports))
     sentences = headline_sentences(Path(reports) / 'results', Path(reports) / INDEPENDENT)
-    return render(
+    return render_page(
         'page',
         headline=picture(drawn) if drawn.is_file() else None,
         said=sentence_links(sentences),
-        policy=content_policy(script),
-        script=script,
         facts=page_facts(measured),
-        contents=page_contents(),
+        contents=page_contents(bool(students)),
         **claims_section(claims),
         figures=[figure_section(f, some, reports, found, published) for f, some in measured.items()],
         choices=open_choices(published['choices']),
         tables=teacher_tables(found, described),
         examples=examples_by_task(found),
-        students=students_to_ask(Path(reports)),
+        students=students,
     )
 
 # %% ../../nbs/evidence/42_page.ipynb #6e592ed9

@@ -9,11 +9,10 @@ __all__ = ['ARMS', 'CELLS', 'NEEDED', 'FEWEST_SEEDS', 'FEWEST_ROWS', 'TOKENS_PER
            'read_budget', 'share_within', 'smaller_designs', 'within_minutes', 'runs_of', 'gains_of', 'slow_gains',
            'made_up_runs', 'Forecast', 'next_doubling', 'line_about', 'answers_of', 'Known', 'next_purchase',
            'seeds_to_decide', 'what_would_decide', 'undecided', 'also', 'accuracies', 'rows_bought', 'priced_gain',
-           'judge', 'draw_pilot', 'span', 'markdown_table', 'gains_rows', 'gains_table', 'accuracy_rows',
-           'forecast_lines', 'said_lines', 'about_runs', 'page_text', 'PilotSettings', 'fit_time',
-           'teacher_accuracy_known', 'pilot', 'write_pilot', 'pilot_folder', 'Case', 'published_runs', 'Truth',
-           'truth_of', 'outcome', 'score', 'draws_of', 'score_card', 'published_cards', 'score_shares', 'draw_scores',
-           'score_files']
+           'judge', 'draw_pilot', 'span', 'gains_rows', 'gains_table', 'arms_table', 'forecast_lines', 'said_lines',
+           'about_runs', 'page_text', 'PilotSettings', 'fit_time', 'teacher_accuracy_known', 'pilot', 'write_pilot',
+           'pilot_folder', 'Case', 'published_runs', 'Truth', 'truth_of', 'outcome', 'score', 'draws_of', 'score_card',
+           'published_cards', 'score_shares', 'draw_scores', 'score_files']
 
 # %% ../../nbs/evidence/44_pilot.ipynb #44a00003
 import json
@@ -31,7 +30,7 @@ from matplotlib import pyplot as plt
 from ..data.examples import Task
 from ..data.tasks import load_task
 from .grids import A_THIRD, CONVERGED, curve_of, grid, measure, own_setup, specs_of
-from .plotting import LOOKS, THEME, save_figure, write_gaps
+from .plotting import LOOKS, THEME, save_figure
 from dsbs.evidence.statistics import (
     FAILS,
     HOLDS,
@@ -45,7 +44,7 @@ from dsbs.evidence.statistics import (
     tidy,
     verdicts,
 )
-from ..records import Folders, UsageError, file_name, find_folders, write_text
+from ..records import Folders, UsageError, file_name, find_folders, markdown_table, write_text
 from ..runs.experiments import default_workers, find_record, run_all
 from ..runs.specs import RunSpec, make_spec, run_key
 from ..teacher.extraction import Reading, quality
@@ -508,12 +507,6 @@ def span(row: dict, unit: str = '') -> str:  # row: mean or gain, low and high
     sign = '' if 'accuracy' in row else '+'
     return f'{mean:{sign}.1f}{unit} [{row["low"]:{sign}.1f}, {row["high"]:{sign}.1f}]'
 
-
-def markdown_table(head: Sequence[str], rows: Sequence[Sequence]) -> list[str]:
-    "Lines of a Markdown table."
-    cells = [[*head], ['---'] * len(head), *([str(cell) for cell in row] for row in rows)]
-    return ['| ' + ' | '.join(row) + ' |' for row in cells] + ['']
-
 # %% ../../nbs/evidence/44_pilot.ipynb #44a0003c
 def gains_rows(found: dict) -> list[list[str]]:  # found: from `judge`
     "What each thing brought, and what it cost, as text."
@@ -525,14 +518,14 @@ def gains_rows(found: dict) -> list[list[str]]:  # found: from `judge`
     return rows
 
 
-def gains_table(found: dict) -> list[str]:
-    "The same as lines of Markdown."
+def gains_table(found: dict) -> str:
+    "The same in Markdown."
     head = ['what', 'points, with 95% interval', '', "teacher's tokens", 'points per 1,000 tokens', 'money']
     return markdown_table(head, gains_rows(found))
 
 # %% ../../nbs/evidence/44_pilot.ipynb #44a00073
-def accuracy_rows(found: dict) -> list[str]:
-    "Each arm at each size."
+def arms_table(found: dict) -> str:
+    "Each arm at each size, in Markdown."
     rows = [[ARMS[p['arm']].text, p['rows'], span(p), p['seeds'], f'{p["converged"]:.0%}'] for p in found['accuracy']]
     return markdown_table(['learned', 'rows', 'accuracy, with 95% interval', 'seeds', 'converged'], rows)
 
@@ -580,13 +573,15 @@ def page_text(found: dict) -> str:  # found: from `pilot`
             *about_runs(found),
             '## Accuracy',
             '',
-            *accuracy_rows(found),
+            arms_table(found),
+            '',
             *([SLOW, ''] if slow else []),
             '![Accuracy against rows](pilot.png)',
             '',
             '## What it brought, and what it cost',
             '',
-            *gains_table(found),
+            gains_table(found),
+            '',
             f'Tokens are counted from {found["cost"]["counted"]}: {found["cost"]["tokens"]:.0f} a row.',
             '',
             '## The next doubling of the rows is likely to bring',
@@ -846,13 +841,9 @@ def score_shares(cards: pd.DataFrame) -> pd.DataFrame:  # cards: from `score_car
     return (100 * counts.unstack(fill_value=0.0)).reindex(columns=list(OUTCOMES), fill_value=0.0)
 
 
-def draw_scores(cards: pd.DataFrame) -> plt.Figure:
+def draw_scores(cards: pd.DataFrame) -> plt.Figure:  # cards: from `score_card`, one or more
     "How often the rule is right, wrong, or says that it does not know."
     with plt.rc_context(THEME):
-        if not len(cards):
-            fig, ax = plt.subplots(figsize=(4, 1), layout='constrained')
-            write_gaps(ax, ['no runs yet'])
-            return fig
         shares = score_shares(cards)
         cases = list(dict.fromkeys(cards['case']))
         rows = [(case, seeds) for case in cases for seeds in sorted(cards['seeds'].unique())]

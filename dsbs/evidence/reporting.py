@@ -7,8 +7,8 @@ __all__ = ['SECRET_NAME', 'SECRET_VALUE', 'KEPT', 'PARAMETER_KINDS', 'CELL_TIMEO
            'figure_notebooks', 'check_no_secret', 'kinds_of', 'check_parameters', 'short_folder', 'execute',
            'check_complete', 'TablesOnly', 'harmless', 'as_published', 'run_notebook', 'Reproduction', 'check_preset',
            'check_own_task', 'lacking', 'notebooks_for', 'measure_or_keep', 'make_results', 'made_from',
-           'executed_path', 'unchanged_files', 'remove_abandoned', 'move_files', 'run_figure', 'run_figures',
-           'reproduce', 'markdown_table', 'verdicts', 'readme_text', 'write_readme']
+           'executed_path', 'last_execution', 'is_as_made', 'unchanged_files', 'remove_abandoned', 'move_files',
+           'remove_old', 'run_figure', 'run_figures', 'reproduce', 'verdicts', 'readme_text', 'write_readme']
 
 # %% ../../nbs/evidence/43_reporting.ipynb #80d86f50
 import ast
@@ -59,6 +59,7 @@ from dsbs.records import (
     find_folders,
     hash_file,
     hash_json,
+    markdown_table,
     one_of,
     project_root,
     replacing,
@@ -401,16 +402,27 @@ def executed_path(path: Path, wanted: Reproduction, folder: Path | None = None) 
     return (folder or wanted.target) / 'notebooks' / f'{path.stem}.{wanted.preset}.ipynb'
 
 # %% ../../nbs/evidence/43_reporting.ipynb #69ca58fb
+def last_execution(path: Path, wanted: Reproduction) -> dict:  # made_from, made: file -> hash; empty: never executed
+    "What the executed notebook of a figure says of its making."
+    try:
+        known = json.loads(executed_path(path, wanted).read_text(encoding='utf-8'))['metadata']['dsbs']
+        return known | dict(made={wanted.target / name: digest for name, digest in known['made'].items()})
+    except (OSError, ValueError, KeyError):
+        return {}
+
+
+def is_as_made(file: Path, digest: str) -> bool:
+    "Whether a file is as an execution made it."
+    return file.is_file() and hash_file(file) == digest
+
+
 def unchanged_files(path: Path, wanted: Reproduction) -> list[Path] | None:
     "The files of a figure, where it need not be drawn again."
-    out = executed_path(path, wanted)
-    try:
-        known = json.loads(out.read_text(encoding='utf-8'))['metadata']['dsbs']
-    except (OSError, ValueError, KeyError):
+    known = last_execution(path, wanted)
+    if not known or known['made_from'] != made_from(path, wanted):
         return None
-    made = {wanted.target / name: digest for name, digest in known['made'].items()}
-    whole = all(p.is_file() and hash_file(p) == digest for p, digest in made.items())
-    return sorted([out, *made]) if whole and known['made_from'] == made_from(path, wanted) else None
+    whole = all(is_as_made(*made) for made in known['made'].items())
+    return sorted([executed_path(path, wanted), *known['made']]) if whole else None
 
 # %% ../../nbs/evidence/43_reporting.ipynb #8c092acc
 def remove_abandoned(
@@ -436,13 +448,20 @@ def move_files(stage: Path, target: Path) -> list[Path]:  # Where they are now
         moved.append(to)
     return moved
 
+# %% ../../nbs/evidence/43_reporting.ipynb #0b060003
+def remove_old(known: dict, files: Sequence[Path]):  # known: from `last_execution`
+    "Remove what the last execution made and this one, which made `files`, did not; what was changed since stays."
+    for file, digest in known.get('made', {}).items():
+        if file not in files and is_as_made(file, digest):
+            file.unlink()
+
 # %% ../../nbs/evidence/43_reporting.ipynb #f884c8e2
 PRIVATE = ('data_dir', 'reports', 'stage', 'task', 'teacher')  # Parameters that are folders of this machine
 
 
 def run_figure(path: Path, wanted: Reproduction) -> list[Path]:  # Its files
     "Run a figure's notebook, and put what it makes in its place."
-    reports, before = wanted.folders.reports, made_from(path, wanted)
+    reports, before, known = wanted.folders.reports, made_from(path, wanted), last_execution(path, wanted)
     with tempfile.TemporaryDirectory(dir=reports, prefix=f'.staging-{os.getpid()}-') as folder:
         stage = Path(folder)
         parameters = dict(preset=wanted.preset, workers=wanted.workers, stage=folder, **wanted.parameters)
@@ -456,7 +475,9 @@ def run_figure(path: Path, wanted: Reproduction) -> list[Path]:  # Its files
         made = {str(p.relative_to(stage)): hash_file(p) for p in files}
         notebook.metadata['dsbs'] = dict(made_from=before, made=made)
         nbformat.write(notebook, out)
-        return move_files(stage, wanted.target)
+        moved = move_files(stage, wanted.target)
+        remove_old(known, moved)
+        return moved
 
 # %% ../../nbs/evidence/43_reporting.ipynb #c3b7e95f
 def run_figures(paths: Sequence[Path], wanted: Reproduction) -> list[Path]:  # Their files
@@ -491,12 +512,6 @@ def reproduce(
         written += write_headline(reports)
         written.append(write_page(reports, judge(reports / 'results'), read_described(reports / 'datasets.jsonl')))
     return written + made
-
-# %% ../../nbs/evidence/43_reporting.ipynb #9bdeef3a
-def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    "A Markdown table."
-    head, *body = [f'| {" | ".join(row)} |' for row in (heads, *rows)]
-    return '\n'.join([head, '|' + '---|' * len(heads), *body])
 
 # %% ../../nbs/evidence/43_reporting.ipynb #fe69fdef
 def verdicts(

@@ -20,7 +20,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from ..hub import hub_name
 from ..method.answering import answer_settings
 from ..method.settings import SCRATCH, fetch_student
-from ..method.student import quiet
+from ..method.student import KINDS, quiet
 from ..method.views import ANSWER_MARK, REASON_MARK, prefixes
 from ..records import Folders, UsageError, canonical_json, is_main_process, write_text
 from .run import SHOWN, questions, train_runs
@@ -162,14 +162,17 @@ def front_matter(
     return f'---\n{ModelCardData(**facts).to_yaml()}\n---\n'
 
 # %% ../../nbs/runs/29_saved.ipynb #ad09b214
-def model_card(record: dict) -> str:  # Markdown
+def model_card(
+    record: dict,
+    kind: str,  # One of `student.KINDS`
+) -> str:  # Markdown
     "What a saved student is, how it was made and how good it is."
-    spec = record['spec']
+    spec, family = record['spec'], KINDS[kind]
     name, student = in_markdown(Path(spec['task']).name), in_markdown(Path(spec['student']).name)
     parts = [
         f'# {name}: a student of {in_markdown(record["teacher"] or "human labels")}',
-        f'A T5 of {record["metrics"]["parameters"]:,} parameters ({student}), trained by `{spec["method"]}` '
-        '(Distilling Step-by-Step, Hsieh et al., 2023).',
+        f'{"An" if family == "mT5" else "A"} {family} of {record["metrics"]["parameters"]:,} parameters ({student}), '
+        f'trained by `{spec["method"]}` (Distilling Step-by-Step, Hsieh et al., 2023).',
         _how_to_ask(record),
         _lines_that_ask(record),
         '\n'.join(f'- {fact}' for fact in _facts(record)),
@@ -200,7 +203,7 @@ def _save(folder, trained, asked):
             tokenizer.save_pretrained(half)
         check_saved(half, record, asked)
         write_text(half / 'record.json', canonical_json(record))
-        write_text(half / 'README.md', model_card(record))
+        write_text(half / 'README.md', model_card(record, t5.config.model_type))
 
 # %% ../../nbs/runs/29_saved.ipynb #a68ab7e3
 def new_folder(

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from ..data.answers import is_correct, normalise_answer
 from ..data.embedded import EMBEDDED
-from ..data.examples import Task, plain_text
+from ..data.examples import Task, plain_text, unspaced
 from ..data.paper import PAPER, load_rows
 from ..records import UsageError, one_of
 from .formats import FORMATS, AnswerFormat, Marker, before_stop, find_markers, read_label
@@ -185,7 +185,6 @@ _SENTENCE = re.compile(
     r'[^\n]+?(?:(?<![.!?…])[.!?…]+["\'”’)\]*]*(?=\s+[^\sa-z]|\s*$)|(?<![。．！？])[。．！？]+[」』）”’]*|$)',
     re.MULTILINE,
 )
-_UNSPACED = '[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]'  # Thai, Lao, Japanese, Chinese
 
 
 def sentences(text: str) -> list[str]:
@@ -195,7 +194,8 @@ def sentences(text: str) -> list[str]:
 
 def count_words(text: str) -> int:
     "The words of a text; a character of a script without spaces is one."
-    return len(re.findall(rf'{_UNSPACED}|(?:(?!{_UNSPACED})\S)+', text))
+    one = unspaced()
+    return len(re.findall(rf'{one}|(?:(?!{one})\S)+', text))
 
 # %% ../../nbs/teacher/16_extraction.ipynb #0f16a6d5
 def rationale_of_thought(

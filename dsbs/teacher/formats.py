@@ -15,7 +15,7 @@ from functools import lru_cache
 
 from ..data.answers import EquationError, equation_value, normalise_answer, plain_equation
 from ..data.embedded import EMBEDDED
-from ..data.examples import alike_text, fold, plain_text
+from ..data.examples import alike_text, fold, plain_text, unspaced
 from ..records import UsageError, one_of
 
 # %% ../../nbs/teacher/09_formats.ipynb #9b20008d
@@ -116,10 +116,7 @@ def find_markers(
 _DRESS = r'[\s:：*_`"\'‘’“”„«»‹›()\[\]（）［］【】「」『』〈〉《》〔〕$]'
 _END = r'(?:[.!?…](?![^\W_])|[。．｡！？।۔።։။។](?![0-9]))'
 _PAUSE = r'(?:[,;](?![^\W_])|[，；、،؛](?![0-9]))'
-_UNSPACED = re.compile(
-    '[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff'  # Thai, Lao, Burmese, Khmer
-    '\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3]'
-)  # Japanese, Chinese, Korean
+_UNSPACED = re.compile(unspaced(korean=r'\uAC00-\uD7A3'))
 
 # %% ../../nbs/teacher/09_formats.ipynb #f1ddfe67
 @dataclass(frozen=True)

@@ -40,6 +40,7 @@ from dsbs.records import (
     file_name,
     find_folders,
     is_main_process,
+    markdown_table,
     now,
     one_of,
     write_jsonl,
@@ -619,12 +620,12 @@ def in_yaml(name: str) -> str:
     return re.sub(r'[^\w .,:%/+-]+', '_', ' '.join(name.split()))
 
 # %% ../../nbs/teacher/17_sets.ipynb #5e170006
-def _split_row(split, card):  # of a table in Markdown
+def _split_row(split, card):
     q = card.get('quality') or {}
     labeled = q.get('labeled') or 0
     low, high = accuracy_interval(q['correct'], labeled) if labeled else ('', '')
     right = f'{q["accuracy"]:.2f} [{low:.2f}, {high:.2f}], n = {labeled}' if labeled else 'not known'
-    return f'| {split} | {card.get("rows", "")} | {right} | {card.get("failed", "")} | {card.get("tokens", "")} |'
+    return split, card.get('rows', ''), right, card.get('failed', ''), card.get('tokens', '')
 
 
 def set_readme(cards: dict[str, dict]) -> str:  # split -> card; Markdown
@@ -635,8 +636,8 @@ def set_readme(cards: dict[str, dict]) -> str:  # split -> card; Markdown
     facts = hub_facts(first['task']) | dict(pretty_name=in_yaml(f'{first["task"]}: rationales of {first["model"]}'))
     facts['source_datasets'] = facts.pop('datasets', None)
     facts |= dict(tags=['dsbs', 'rationales'], configs=[dict(config_name='default', data_files=files)])
-    head = ['| split | rationales | accuracy of their labels, % | rows without one | tokens of the last call |']
-    table = '\n'.join([*head, '|---' * 5 + '|', *(_split_row(split, card) for split, card in cards.items())])
+    heads = ['split', 'rationales', 'accuracy of their labels, %', 'rows without one', 'tokens of the last call']
+    table = markdown_table(heads, [_split_row(split, card) for split, card in cards.items()])
     return (
         f'---\n{DatasetCardData(**facts).to_yaml()}\n---\n# {task}: rationales of {model}\n\n'
         'Labels with the reasons for them, a row for each input, made by `dsbs extract` for Distilling Step-by-Step '

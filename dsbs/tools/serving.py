@@ -34,6 +34,7 @@ from dsbs.records import (
     WorkFailed,
     canonical_json,
     find_folders,
+    markdown_table,
     now,
     one_of,
     provenance,
@@ -327,14 +328,13 @@ def measured(student: TorchStudent, folder: Path, asked: Questions, tolerance: f
 # %% ../../nbs/tools/47_serving.ipynb #5e460026
 def export_table(card: dict) -> str:  # Markdown
     "A converted student beside the one it was made of."
-    columns = [
+    rows = [
         ('kind of weights', 'float32', card['quantize']),
         ('weights, MB', card['size_mb_torch'], card['size_mb']),
         ('accuracy, %', card['accuracy_torch'], card['accuracy']),
         *((f'ms an answer, batch of {n}', card['milliseconds_torch'][n], ms) for n, ms in card['milliseconds'].items()),
     ]
-    rows = [('', 'torch', 'CTranslate2'), ('---',) * 3, *columns]
-    return '\n'.join(f'| {" | ".join(map(str, row))} |' for row in rows)
+    return markdown_table(['', 'torch', 'CTranslate2'], rows)
 
 # %% ../../nbs/tools/47_serving.ipynb #5e460045
 def export_card(record: dict, card: dict) -> str:  # Markdown, with a hub's front matter

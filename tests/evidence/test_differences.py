@@ -9,7 +9,7 @@ from dsbs.evidence.published import differences
 def table(lines):
     "Fact -> text for each column; the heads of the columns."
     head, rule, *rows = [line.strip('| ').split(' | ') for line in lines]
-    assert set(rule) == {'---'} and all(len(row) == len(rule) for row in rows)
+    assert rule == ['|'.join(['---'] * (1 + len(head)))] and all(len(row) == 1 + len(head) for row in rows)
     return {fact: texts for fact, *texts in rows}, head
 
 

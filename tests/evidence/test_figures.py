@@ -12,8 +12,10 @@ import nbformat
 import pytest
 
 from dsbs.evidence.grids import FIGURES, grid, presets_of, specs_of
-from dsbs.evidence.reporting import check_preset, figure_notebooks
-from dsbs.records import canonical_json
+from dsbs.evidence.page import images_of
+from dsbs.evidence.reporting import Reproduction, check_preset, figure_notebooks, run_figures
+from dsbs.evidence.study import NOTHING_RUN
+from dsbs.records import canonical_json, find_folders
 from dsbs.runs.experiments import read_results
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -81,12 +83,34 @@ def test_every_figure_can_be_made(dsbs, tmp_path):
     assert {p.stem.removesuffix('.smoke') for p in (reports / 'smoke' / 'notebooks').iterdir()} == set(FIGURES)
 
 
-def test_without_any_record_a_figure_says_so(tmp_path):
-    notebook = run_papermill('fig6_model_size_human', tmp_path / 'out.ipynb', tmp_path, preset='recorded')
-    assert (
-        'no runs yet' in (tmp_path / 'reports' / 'figures' / 'fig6_model_size_human.svg').read_text()
-        and len(notebook.cells) > 8
-    )
+def shown_by(notebook):
+    "What an executed notebook shows, as plain text."
+    outputs = [o for c in notebook.cells if c.cell_type == 'code' for o in c.outputs]
+    return [o.data.get('text/plain', '') for o in outputs if 'data' in o]
+
+
+@pytest.mark.parametrize('figure', ['fig6_model_size_human', 'rationale_words'])
+def test_without_any_record_a_figure_says_so_and_draws_nothing(figure, tmp_path):
+    notebook = run_papermill(figure, tmp_path / 'out.ipynb', tmp_path, preset='recorded')
+    assert NOTHING_RUN in shown_by(notebook) and len(notebook.cells) > 8
+    assert not (tmp_path / 'reports' / 'figures').exists()
+
+
+def test_a_picture_that_is_no_longer_made_goes_from_the_reports_and_the_page(tmp_path):
+    """Its runs were removed, so it would show what nothing stands behind. What a person changed stays."""
+    if not RESULTS.is_dir():
+        pytest.skip('nothing is published yet')
+    reports, name = tmp_path / 'reports', 'rationale_weight'
+    shutil.copytree(RESULTS, reports / 'results')
+    wanted = Reproduction([name], 'recorded', folders=find_folders(runs=tmp_path / 'runs', reports=reports))
+    (path,) = figure_notebooks([name])
+    files = run_figures([path], wanted)
+    assert {p.name for p in files} == {f'{name}.png', f'{name}.svg', f'{name}.recorded.ipynb'}
+    assert [p.name for p in images_of(name, reports)] == [f'{name}.svg'] and run_figures([path], wanted) == files
+    shutil.rmtree(reports / 'results')
+    (reports / 'figures' / f'{name}.png').write_bytes(b'mine')
+    assert [p.name for p in run_figures([path], wanted)] == [f'{name}.recorded.ipynb']
+    assert [p.name for p in (reports / 'figures').iterdir()] == [f'{name}.png']
 
 
 def test_a_reader_changes_a_figure(tmp_path):

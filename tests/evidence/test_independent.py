@@ -20,7 +20,6 @@ FIGURES = (
     'table1_teachers',
     'rationale_content',
     'rationale_share',
-    'rationale_words',
 )
 
 

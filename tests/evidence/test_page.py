@@ -412,6 +412,19 @@ def test_one_file_that_asks_for_nothing(small):
     no_requests(page_html(ROOT / 'reports', CLAIMS))
 
 
+def sections_and_contents(text):
+    parsed = Cells(text)
+    sections = [a['id'] for name, a in parsed.tags if name in ('section', 'footer') and 'id' in a]
+    contents = re.search('<nav.*?</nav>', text, re.DOTALL)[0]
+    return sections, re.findall('href="#(.*?)"', contents)
+
+
+def test_the_contents_name_each_section(small):
+    for reports in (small, ROOT / 'reports'):
+        sections, contents = sections_and_contents(page_html(reports, CLAIMS))
+        assert contents == sections and ('students' in contents) == (reports / 'students').is_dir()
+
+
 def test_the_script_is_the_one_the_policy_allows(small):
     text = page_html(small, [])
     script, policy = (
@@ -785,7 +798,8 @@ def test_payloads_are_dead_in_a_model_card(tmp_path, look, server):
     cards = [
         model_card(
             row
-            | dict(teacher=t, stand_in=t, spec=row['spec'] | dict(task=t.replace('/', ''), student=t.replace('/', '')))
+            | dict(teacher=t, stand_in=t, spec=row['spec'] | dict(task=t.replace('/', ''), student=t.replace('/', ''))),
+            't5',
         )
         for t in payloads(url)
     ]
