@@ -53,7 +53,16 @@ from dsbs.evidence.statistics import (
     unpaired_gain,
 )
 from ..method.settings import SCRATCH
-from ..records import Folders, UsageError, canonical_json, find_folders, one_of, read_jsonl, write_jsonl
+from dsbs.records import (
+    Folders,
+    UsageError,
+    canonical_json,
+    find_folders,
+    markdown_table,
+    one_of,
+    read_jsonl,
+    write_jsonl,
+)
 from ..runs.experiments import read_results
 from ..runs.specs import RunSpec
 from ..teacher.extraction import quality, rows_and_readings
@@ -262,12 +271,9 @@ INDEPENDENT_FIGURES = {  # One of `grids.FIGURES` -> its panels
         RunsShown('cqa', 'share', f'{BASE} and {GPT_HUMAN}', 'human labels, GPT-3.5 not shown the label'),
         RunsShown('anli1', 'share', f"{BASE} and {GPT_HUMAN} and (shown_label or curve == 'standard')", SHOWN),
     ],
-    **{
-        figure: [
-            RunsShown('anli1', 'student', f"{WHOLE} and label_source == 'human' and shown_label and not partly", SHOWN)
-        ]
-        for figure in ('rationale_content', 'rationale_words')  # long ones beside short ones
-    },
+    'rationale_content': [  # Long ones beside short ones
+        RunsShown('anli1', 'student', f"{WHOLE} and label_source == 'human' and shown_label and not partly", SHOWN)
+    ],
 }
 
 # %% ../../nbs/evidence/35_published.ipynb #35100027
@@ -567,8 +573,7 @@ def differences(
     columns |= {kind: compared_facts(figure, some) for kind, some in by_kind.items()}
     facts = [fact for fact in columns['paper'] if len({column[fact] for column in columns.values()}) > 1]
     rows = [[fact, *(column[fact] for column in columns.values())] for fact in facts]
-    lines = [['', *columns], ['---'] * (1 + len(columns)), *rows] if rows else []
-    return [f'| {" | ".join(line)} |' for line in lines]
+    return markdown_table(['', *columns], rows).splitlines() if rows else []
 
 # %% ../../nbs/evidence/35_published.ipynb #5447dfa9
 def describe_split(
