@@ -211,7 +211,10 @@ CHOSEN = {  # task -> method -> size -> name in `settings_tried`
         'standard': {80: '1/0.002/16/0.1/0.1'} | dict.fromkeys((160, 320, 640), '0.3/0.006/64/0.1/0'),
         'step_by_step': dict.fromkeys((80, 160), '0.3/0.006/64/0.1/0') | dict.fromkeys((320, 640), '0.3/0.006/16/0/0'),
     },
-    'esnli': {'standard': {0.25: '1/0.002/16/0/0'}, 'step_by_step': {0.25: '1/0.006/16/0/0.1'}},
+    'esnli': {
+        'standard': dict.fromkeys((0.25, 1.0), '1/0.002/16/0/0'),
+        'step_by_step': {0.25: '1/0.006/16/0/0.1'},
+    },
 }
 CHOSEN['weight_untold'] = CHOSEN['heavier_than']
 
@@ -332,7 +335,7 @@ def standin_setups() -> dict[str, Setup]:  # panel -> setup
         seeds=(0, 1, 2, 3, 4),
         sizes=tuple(MORE_ROWS),
         size=1.0,
-        equal_compute={0.25: 2.4, 1.0: 2.4},
+        equal_compute={1.0: 2.4},
         contents=('shuffled_within',),
         shares=(A_THIRD, 1.0),
     )
