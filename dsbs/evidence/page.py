@@ -323,7 +323,7 @@ SCALES = {  # preset -> its name, what it is
         "real e-SNLI with PaLM 540B's recorded rationales; validation rows stand in for the training rows, "
         'students start from random weights',
     ),
-    'search': ('Choice of settings', 'the embedded benchmark, on seeds that no other figure uses'),
+    'search': ('Choice of settings', 'the embedded benchmark and e-SNLI, on seeds that no other figure uses'),
     'evening': (
         'One evening on one GPU',
         "the paper's datasets (e-SNLI: an eighth) and pretrained T5 of 77M and 220M parameters, with fewer updates",
