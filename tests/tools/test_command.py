@@ -100,6 +100,7 @@ sys.exit(status or str(heavy or '') or 0)"""
 def test_run_prints_its_record_and_is_not_made_twice(dsbs):
     status, out, err = dsbs('run', *TINY, '--json')
     record = json.loads(out)
+    assert 'step 10 of 20 (50%)' in err and 'step 20 of 20 (100%)' in err
     assert status == 0 and {'key', 'spec', 'metrics', 'history', 'provenance'} <= set(record)
     assert len(record['history']) == 20 and record['history'][-1]['loss'] < record['history'][0]['loss']
     assert json.loads(dsbs('run', *TINY, '--json')[1]) == record
