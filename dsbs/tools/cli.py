@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
 
-from ..records import UsageError, WorkFailed, find_folders, is_main_process, one_of, reports_dir
+from ..records import UsageError, WorkFailed, find_folders, is_main_process, new_folder, one_of, reports_dir
 from dsbs.tools.output import (
     Outcome,
     Rows,
@@ -366,6 +366,8 @@ class Pace:
 )
 def _run(args):
     settings = settings_of(args.settings)
+    if args.save:
+        new_folder(args.save)
     from dsbs.runs.experiments import run
     from dsbs.runs.specs import make_spec
 
@@ -400,9 +402,10 @@ def _run(args):
     argument('--task', default='', metavar='TASK', help='where the task is now, when it was moved'),
 )
 def _export(args):
+    form, folder = args.to
+    new_folder(folder, f'--to {form}')
     from dsbs.tools.serving import FORMATS, ExportSettings, export
 
-    form, folder = args.to
     one_of('format', form, FORMATS)
     settings = ExportSettings(args.quantize, args.tolerance, args.limit, args.task)
     return export(args.student, folder, settings, args.data_dir)
