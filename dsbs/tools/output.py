@@ -261,8 +261,8 @@ def pilot_text(
     lines += [u['text'] for u in found['undecided']] + found['also']
     if found['left_out']:
         lines.append(f'left out for the budget: {", ".join(found["left_out"])}; this makes it: {found["command"]}')
-    table = aligned([head + [f'money, at {priced:g} for 1,000'] * bool(priced), *gains])
-    return '\n'.join([*lines, table, *found['written']])
+    head += [f'money ({priced:g} for 1,000 tokens)'] if priced else []
+    return '\n'.join([*lines, aligned([head, *gains]), *found['written']])
 
 # %% ../../nbs/tools/49_output.ipynb #3041bee7
 def _effect(claim):
