@@ -23,6 +23,7 @@ import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache, partial
 from itertools import combinations
 from pathlib import Path
 
@@ -732,8 +733,10 @@ def make_pilot(design: Design, settings: PilotSettings, folders: Folders, comman
         run_all(specs_of(dict(pilot=design.specs())), folders, workers, again)
         return design, []
 
+    key_of = cache(partial(run_key, folders=folders))
+
     def is_made(spec):
-        return find_record(run_key(spec, folders), folders) is not None
+        return find_record(key_of(spec), folders) is not None
 
     def make(specs):
         run_all(specs, folders, workers, again, rounds.is_over)
@@ -742,8 +745,8 @@ def make_pilot(design: Design, settings: PilotSettings, folders: Folders, comman
     first = specs_of(dict(pilot=design.specs()))[:1]
     if record := run_all(first, folders, workers, again, rounds.is_over)[0]:
         rounds.minutes_of = record['time']['seconds'] / 60 / (workers or default_workers())
-        planned, _ = within_minutes(design, max(0.0, rounds.left()), rounds.minutes_of, is_made)
-        make_in_rounds(planned, rounds)
+        within_minutes(design, max(0.0, rounds.left()), rounds.minutes_of, is_made)
+        make_in_rounds(design, rounds)
     if not (found := largest_made(design, is_made)):
         raise WorkFailed(over_text(design, rounds, command))
     return found

@@ -631,7 +631,7 @@ def _launch(runs, workers, total, stop=_never):
 
     team, before = _Team(runs, workers), total - len(runs.specs)
     updates, looks = sum(s.max_steps for s in runs.specs.values()), dict(mininterval=1, miniters=1, smoothing=0)
-    with _draining() as asked, tqdm(total=updates, desc='runs', unit=' updates', **looks) as bar:
+    with _draining() as asked, tqdm(total=updates, desc='runs', unit='update', **looks) as bar:
 
         def show():
             bar.set_postfix_str(f'{before + len(runs.done)} of {total} runs', refresh=False)
