@@ -285,14 +285,23 @@ def accuracy_curves(
 
 # %% ../../nbs/evidence/38_plotting.ipynb #d37a7f89
 def shared_legend(fig: plt.Figure | mpl.figure.SubFigure, axes: Sequence[plt.Axes], ncols: int = 2):
-    "Draw one legend for all axes, below them."
-    named = {}
+    "Draw one legend for all axes, below them, in at most so many columns."
+    named, heights = {}, []
     for ax in axes:
         handles, names = ax.get_legend_handles_labels()
         named |= dict(zip(names, handles, strict=True))
     order = [look.name for look in LOOKS.values()]
     names = sorted(named, key=lambda n: order.index(n) if n in order else len(order))
-    fig.legend([named[n] for n in names], names, frameon=False, loc='outside lower center', ncols=ncols)
+    for columns in range(ncols, 0, -1):
+        where = dict(frameon=False, loc='outside lower center', ncols=columns)
+        legend = fig.legend([named[n] for n in names], names, **where)
+        box = legend.get_window_extent()
+        heights.append(box.height / fig.dpi)
+        if box.width <= fig.bbox.width or columns == 1:
+            break
+        legend.remove()
+    if isinstance(fig, plt.Figure):
+        fig.set_figheight(fig.get_figheight() + heights[-1] - heights[0])
 
 # %% ../../nbs/evidence/38_plotting.ipynb #6fe77c5e
 def panels_figure(

@@ -310,13 +310,26 @@ def _context():
         context.set_forkserver_preload(['dsbs.runs.run'])
     return context
 
+# %% ../../nbs/runs/32_experiments.ipynb #3ae00010
+class _Tell:  # of updates, through a pipe
+    def __init__(self, pipe, every):
+        self.pipe, self.every, self.made, self.at = pipe, every, 0, time.monotonic()
+
+    def __call__(self, step, loss):  # at each validation of each run
+        self.made += step - (step - 1) // self.every * self.every
+        if time.monotonic() - self.at >= POLL:
+            with suppress(OSError):
+                self.pipe.send(self.made)
+            self.made, self.at = 0, time.monotonic()
+
 # %% ../../nbs/runs/32_experiments.ipynb #39170a14
-def _report_on(bundle, folders, stop):  # keys held, key -> why it failed, stopped; of a bundle: key -> spec
+def _report_on(bundle, folders, stop, tell=lambda step, loss: None):
+    # keys held, key -> why it failed, stopped; of a bundle: key -> spec
     def say(e):
         return f'{type(e).__name__}: {e}'
 
     try:
-        attempt = _attempt([prepare(s, folders) for s in bundle.values()], lambda step, loss: None, stop)
+        attempt = _attempt([prepare(s, folders) for s in bundle.values()], tell, stop)
     except Stopped:
         return [], {}, True
     except Exception as e:
@@ -341,14 +354,15 @@ def _serve(pipe, folders, card=None, threads=1):  # what a worker does; card: it
 
     threading.Thread(target=listen, daemon=True).start()
     while bundle := bundles.get():
-        pipe.send(_report_on(bundle, folders, asked.is_set))
+        tell = _Tell(pipe, next(iter(bundle.values())).eval_every)
+        pipe.send(_report_on(bundle, folders, asked.is_set, tell))
 
 # %% ../../nbs/runs/32_experiments.ipynb #30f0d0ce
 class _Worker:
     def __init__(self, folders, card=None, threads=1):
         context, self.card = _context(), card
         self.pipe, theirs = context.Pipe()
-        self.bundle, self.asked_to_end = {}, False
+        self.bundle, self.updates, self.asked_to_end = {}, 0, False  # updates: made of the bundle
         self.process = context.Process(target=_serve, args=(theirs, folders, card, threads))
         resource_tracker.ensure_running()  # it would unblock the signals
         before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
@@ -359,7 +373,7 @@ class _Worker:
         theirs.close()
 
     def give(self, bundle):
-        self.bundle = bundle
+        self.bundle, self.updates = bundle, 0
         self.pipe.send(bundle)
 
     def ask_to_end(self):
@@ -456,19 +470,28 @@ def _after_death(team, left, exitcode):
     lease.release()
 
 # %% ../../nbs/runs/32_experiments.ipynb #b3b25fad
-def _hear(team, worker, asked):  # a worker reports, or is dead
-    bundle, worker.bundle = worker.bundle, {}
+def _hear(team, worker, asked):  # a worker tells of updates, reports on its bundle, or is dead
     try:
-        held, failed, stopped = worker.pipe.recv()
+        said = worker.pipe.recv()
     except (EOFError, OSError):
         worker.kill()
         team.workers.remove(worker)
         if not asked:
-            _after_death(team, [k for k in bundle if not team.runs.is_settled(k)], worker.process.exitcode)
+            _after_death(team, [k for k in worker.bundle if not team.runs.is_settled(k)], worker.process.exitcode)
         return
+    if isinstance(said, int):
+        worker.updates += said
+        return
+    (held, failed, stopped), bundle, worker.bundle = said, worker.bundle, {}
     team.waiting += held
     team.runs.failed |= failed
     team.cut_short += stopped * sum(not team.runs.is_settled(k) for k in bundle)
+
+# %% ../../nbs/runs/32_experiments.ipynb #3ae00014
+def _updates(runs, workers):
+    done = {k: s.max_steps for k, s in runs.specs.items() if k in runs.done}
+    under_way = (w.updates - sum(done.get(k, 0) for k in w.bundle) for w in workers if w.bundle)
+    return sum(done.values()) + sum(max(0, updates) for updates in under_way)
 
 # %% ../../nbs/runs/32_experiments.ipynb #cb7bd3aa
 def _work(team, asked, progress):
@@ -484,7 +507,7 @@ def _work(team, asked, progress):
             for pipe in connection.wait([w.pipe for w in busy], POLL):
                 _hear(team, next(w for w in busy if w.pipe is pipe), asked())
             team.look()
-            progress(len(team.runs.done))
+            progress()
     finally:
         for w in team.workers:
             w.kill()
@@ -599,17 +622,30 @@ def _first_failure(runs):
     return text
 
 # %% ../../nbs/runs/32_experiments.ipynb #9cdb3c6b
-def _launch(runs, workers, total):
+def _never():
+    return False
+
+
+def _launch(runs, workers, total, stop=_never):
     from tqdm import tqdm
 
     team, before = _Team(runs, workers), total - len(runs.specs)
-    with _draining() as asked, tqdm(total=total, initial=before, desc='runs', unit='run', mininterval=1) as bar:
-        _work(team, asked, lambda done: before + done > bar.n and bar.update(before + done - bar.n))
-        _share_all(runs, asked)
-    done = before + len(runs.done)
+    updates, looks = sum(s.max_steps for s in runs.specs.values()), dict(mininterval=1, miniters=1, smoothing=0)
+    with _draining() as asked, tqdm(total=updates, desc='runs', unit='update', **looks) as bar:
+
+        def show():
+            bar.set_postfix_str(f'{before + len(runs.done)} of {total} runs', refresh=False)
+            bar.update(max(0, _updates(runs, team.workers) - bar.n))
+
+        def ends():
+            return asked() or stop()
+
+        _work(team, ends, show)
+        _share_all(runs, ends)
+        show()
     if asked() and len(runs.done) < len(runs.specs):
         raise Stopped(
-            f'stopped: {done} of {total} runs are done, {team.cut_short} were cut short '
+            f'stopped: {before + len(runs.done)} of {total} runs are done, {team.cut_short} were cut short '
             'and kept their last checkpoint; the same command goes on from there'
         )
     if runs.failed:
@@ -623,7 +659,8 @@ def run_all(
     folders: Folders | str | Path | None = None,  # As of `records.find_folders`
     workers: int = 0,  # Processes; 0: one for each GPU, or else for each CPU
     retry_failed: bool = False,  # Also make runs that failed before
-) -> list[dict]:  # Records in the order of `specs`
+    stop: Callable[[], bool] = _never,  # When true no more runs are started; those under way keep a checkpoint and end
+) -> list[dict | None]:  # Records in the order of `specs`; None: not made before `stop` was true
     "Make all runs of a grid that were not made before; a `RuntimeError` at the end when some have failed."
     if processes() > 1:
         raise UsageError('several processes train one run, not a grid: accelerate launch goes with dsbs run')
@@ -640,7 +677,7 @@ def run_all(
         gpu_gb = smallest_gpu_gb() if any(parameters_of(s.student) for s in todo.values()) else GPU_GB
         needed = {k: gpus_of(s.student, gpu_gb) for k, s in todo.items()}
         runs = _Runs(todo, folders, shared={k: gpus for k, gpus in needed.items() if gpus != 1})
-        _launch(runs, workers or default_workers(), len(set(keys)))
+        _launch(runs, workers or default_workers(), len(set(keys)), stop)
     return [find_record(k, folders) for k in keys]
 
 # %% ../../nbs/runs/32_experiments.ipynb #6338414f

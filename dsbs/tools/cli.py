@@ -5,19 +5,21 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'GROUPS', 'WHICH_QUESTIONS', 'HOW_ASKED', 'LOOK_FIRST', 'WHICH_RATIONALE', 'ASKING', 'WHAT_TO_DRAW',
            'PILOT', 'FILES_OF', 'OF_WEIGHTS', 'Command', 'argument', 'command', 'whole_number', 'parser', 'main',
-           'settings_of', 'figure_named', 'bench_arguments']
+           'settings_of', 'Pace', 'figure_named', 'bench_arguments']
 
 # %% ../../nbs/tools/50_cli.ipynb #722cb8e5
 import argparse
 import json
+import math
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
 
-from ..records import UsageError, WorkFailed, find_folders, is_main_process, one_of, reports_dir
+from ..records import UsageError, WorkFailed, find_folders, is_main_process, new_folder, one_of, reports_dir
 from dsbs.tools.output import (
     Outcome,
     Rows,
@@ -321,12 +323,35 @@ def settings_of(
         settings[name] = value
     return settings
 
+# %% ../../nbs/tools/50_cli.ipynb #3ae00002
+class Pace:
+    "A line at each validation: how far a training is, and how long it may still take."
+
+    def __init__(
+        self,
+        steps: int,  # Updates in all
+        clock: Callable[[], float] = time.monotonic,  # Seconds
+    ):
+        self.steps, self.clock, self.first = steps, clock, None
+
+    def line(self, step: int, loss: float) -> str:
+        "What is told after an update."
+        from tqdm import tqdm
+
+        now, left = self.clock(), ''
+        if self.first and step < self.steps:
+            began, at = self.first
+            seconds = (self.steps - step) * (now - at) / max(1, step - began)
+            left = f', at most about {tqdm.format_interval(math.ceil(seconds))} left'
+        self.first = self.first or (step, now)
+        return f'step {step} of {self.steps} ({100 * step // self.steps}%){left}: loss {loss:.4f}'
+
+    def tell(self, step: int, loss: float):
+        "Say it on standard error, once for all processes."
+        if is_main_process():
+            print(self.line(step, loss), file=sys.stderr, flush=True)
+
 # %% ../../nbs/tools/50_cli.ipynb #3b82b1ab
-def _tell_loss(step, loss):
-    if is_main_process():
-        print(f'step {step}: loss {loss:.4f}', file=sys.stderr, flush=True)
-
-
 @command(
     'run',
     'one training run',
@@ -341,15 +366,17 @@ def _tell_loss(step, loss):
 )
 def _run(args):
     settings = settings_of(args.settings)
+    if args.save:
+        new_folder(args.save)
     from dsbs.runs.experiments import run
     from dsbs.runs.specs import make_spec
 
     spec = make_spec(settings)
     if not args.save:
-        return run(spec, args.data_dir, progress=_tell_loss)
+        return run(spec, args.data_dir, progress=Pace(spec.max_steps).tell)
     from dsbs.runs.saved import run_and_save
 
-    return run_and_save(spec, args.save, args.data_dir, progress=_tell_loss)
+    return run_and_save(spec, args.save, args.data_dir, progress=Pace(spec.max_steps).tell)
 
 # %% ../../nbs/tools/50_cli.ipynb #5e490001
 @command(
@@ -375,9 +402,10 @@ def _run(args):
     argument('--task', default='', metavar='TASK', help='where the task is now, when it was moved'),
 )
 def _export(args):
+    form, folder = args.to
+    new_folder(folder, f'--to {form}')
     from dsbs.tools.serving import FORMATS, ExportSettings, export
 
-    form, folder = args.to
     one_of('format', form, FORMATS)
     settings = ExportSettings(args.quantize, args.tolerance, args.limit, args.task)
     return export(args.student, folder, settings, args.data_dir)
@@ -451,11 +479,13 @@ def _does_not_hold(found):
     argument('--sample', type=int, metavar='N', help='make N records of a file again, such as reports/results/X.jsonl'),
 )
 def _verify(args):
+    from dsbs.runs.specs import RunSpec
     from dsbs.runs.verifying import record_named, sampled_records, verify
 
     several = args.sample is not None
     records = sampled_records(args.record, args.sample) if several else [record_named(args.record)]
-    found = [verify(record, args.data_dir, _tell_loss) for record in records]
+    paces = [Pace(record['spec'].get('max_steps', RunSpec.max_steps)) for record in records]
+    found = [verify(record, args.data_dir, pace.tell) for record, pace in zip(records, paces, strict=True)]
     wrong = [f'run {f["key"][:8]}: {_does_not_hold(f)}' for f in found if not f['holds']]
     return Outcome(found if several else found[0], '; '.join(wrong))
 

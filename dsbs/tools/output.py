@@ -251,17 +251,18 @@ def pilot_text(
     found: dict,  # From `pilot.pilot`, and the files that were written
 ) -> str:
     "The advice, what it rests on, and where the page is."
-    gains = [
-        [g['text'], f'{g["gain"]:+.1f} [{g["low"]:+.1f}, {g["high"]:+.1f}]', g['verdict'], g['tokens']]
-        for g in found['gains']
-    ]
+    head, gains, priced = ['gain of', 'points with 95% interval', '', "teacher's tokens"], [], found['cost']['price']
+    for g in found['gains']:
+        money = [None if g['money'] is None else f'{g["money"]:.4g}'] if priced else []
+        points = f'{g["gain"]:+.1f} [{g["low"]:+.1f}, {g["high"]:+.1f}]'
+        gains.append([g['text'], points, g['verdict'], g['tokens'], *money])
     answers = ', '.join(f'{name}: {answer}' for name, answer in found['answers'].items())
     lines = [f'{found["task"]}: buy next: {found["advice"]} (do they help? {answers})']
     lines += [u['text'] for u in found['undecided']] + found['also']
     if found['left_out']:
-        lines.append(f'left out for the budget: {", ".join(found["left_out"])}')
-    table = aligned([['gain of', 'points with 95% interval', '', "teacher's tokens"], *gains])
-    return '\n'.join([*lines, table, *found['written']])
+        lines.append(f'left out for the budget: {", ".join(found["left_out"])}; this makes it: {found["command"]}')
+    head += [f'money ({priced:g} for 1,000 tokens)'] if priced else []
+    return '\n'.join([*lines, aligned([head, *gains]), *found['written']])
 
 # %% ../../nbs/tools/49_output.ipynb #3041bee7
 def _effect(claim):

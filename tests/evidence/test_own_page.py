@@ -256,13 +256,17 @@ def test_some_test_labels_are_known(tmp_path, monkeypatch):
     assert 'on 5 test rows with a known label 80.0%' in page.of('good')
 
 
-def test_what_is_missing_is_said(own):
+def test_what_is_missing_is_said(own, monkeypatch):
     nothing = Page(own_page_html(own))
-    assert 'No run yet.' in nothing.of('good') and 'dsbs pilot levels --teacher set' in nothing.of('next')
+    named, command = (own.task, own.teacher), 'dsbs pilot {} --teacher {}'
+    assert 'No run yet.' in nothing.of('good') and command.format(*named) in nothing.of('next')
+    assert 'dsbs reproduce fig4 --preset own --task {} --teacher {}'.format(*named) in nothing.of('next')
     records = keep(own, 'fig6_model_size_human', wrong=lambda spec: set())
     page = Page(own_page_html(own))
-    assert 'dsbs pilot levels --teacher set' in page.of('next') and 'No mistake on the test' in page.of('mistakes')
+    assert command.format(*named) in page.of('next') and 'No mistake on the test' in page.of('mistakes')
     assert 'still allows for 50% of errors' in page.of('good') and 'drew none' in page.of('figures')
+    monkeypatch.chdir(own.folders.runs.parent)
+    assert 'dsbs pilot ./levels --teacher ./set' in Page(own_page_html(own)).of('next')
     old = [{name: value for name, value in r.items() if name != 'correct'} for r in records]
     write_jsonl(own.target / 'results' / 'own.jsonl', old)
     assert 'do not say which' in Page(own_page_html(own)).of('mistakes')

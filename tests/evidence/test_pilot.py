@@ -1,10 +1,12 @@
 "A pilot: what its rule says of runs whose truth is known, what it costs, and what it writes."
 
 import json
+import shlex
+from pathlib import Path
 
 import pytest
 
-from dsbs.data.tasks import load_task
+from dsbs.data.tasks import is_task_folder, load_task
 from dsbs.evidence.grids import specs_of
 from dsbs.evidence.pilot import (
     CELLS,
@@ -17,10 +19,16 @@ from dsbs.evidence.pilot import (
     Budget,
     Cost,
     Design,
+    PilotSettings,
+    Rounds,
     Truth,
     answer_cost,
+    as_typed,
     judge,
+    largest_made,
     made_up_runs,
+    make_in_rounds,
+    pilot_command,
     published_cards,
     read_budget,
     score,
@@ -30,6 +38,7 @@ from dsbs.evidence.pilot import (
 )
 from dsbs.records import UsageError, reports_dir
 from dsbs.teacher.extraction import Reading
+from dsbs.tools.cli import parser
 
 COST = Cost(100.0, 'a guess', price=0.01)
 WHAT = ('labels all', 'rationales all', 'labels half', 'rationales half', 'shuffled all')
@@ -168,6 +177,57 @@ def test_a_budget_of_minutes_leaves_out_in_a_stated_order_and_never_what_advice_
     assert len(fits.seeds) == 5
     with pytest.raises(UsageError, match='too little for the smallest pilot'):
         within_minutes(design, 3, 1.0, made.__contains__)
+
+
+@pytest.mark.parametrize('slower', [1, 2, 5], ids='a machine that gets {} times as slow'.format)
+@pytest.mark.parametrize('minutes', [5, 15, 16, 18, 24, 30, 33, 40, 100])
+def test_minutes_hold_and_what_is_compared_has_the_same_seeds(minutes, slower):
+    "Runs of a minute, of which the machine makes some before another program comes."
+    design, made, seconds = Design('same_kind', '', seeds=tuple(range(5))), set(), [0]
+
+    def make(specs):
+        for spec in specs:
+            if rounds.is_over():
+                break
+            seconds[0] += 60 if len(made) < 10 else 60 * slower
+            made.add(spec)
+
+    rounds = Rounds(minutes, made.__contains__, make, lambda: seconds[0], minutes_of=1.0)
+    make_in_rounds(design, rounds)
+    assert seconds[0] < 60 * (minutes + slower), 'one run more than there was time for'
+    found = largest_made(design, made.__contains__)
+    assert bool(found) == (len(made) >= 15)
+    if found:
+        whole, left_out = found
+        specs = specs_of(dict(pilot=whole.specs()))
+        assert set(specs) <= made and len(specs) == len(whole.cells) * len(whole.seeds)
+        assert bool(left_out) == (whole != design)
+    if minutes >= 40 * slower:
+        assert found == (design, [])
+
+
+def test_minutes_that_are_over_before_there_is_advice_say_how_to_go_on(main, monkeypatch, tmp_path):
+    monkeypatch.setattr('dsbs.evidence.pilot.run_all', lambda specs, *rest: [None] * len(specs))
+    status, out, err = main('pilot', 'heavier_than', '--budget', '5min', '--seeds', '4', '--set', 'max_steps=7')
+    assert (status, out, err.count('\n')) == (1, '', 1)
+    assert '--budget 5min is over: 0 of the 15 runs' in err
+    assert err.strip().endswith('dsbs pilot heavier_than --seeds 4 --set max_steps=7')
+
+
+def test_a_command_names_folders_so_that_it_can_be_pasted(tmp_path, monkeypatch):
+    for name in ('my shop', 'cqa'):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / 'task.toml').touch()
+        monkeypatch.chdir(tmp_path)
+        (near,) = shlex.split(as_typed(name))
+        assert near == f'./{name}' and is_task_folder(near)
+        monkeypatch.chdir('/')
+        (far,) = shlex.split(as_typed(tmp_path / name))
+        assert Path('/', far) == tmp_path / name and is_task_folder(far)
+    words = shlex.split(pilot_command('heavier_than', str(tmp_path / 'a set'), PilotSettings(4, price=0.5)))
+    wanted = parser().parse_args(words[1:])
+    assert (wanted.task, wanted.seeds, wanted.price) == ('heavier_than', 4, 0.5)
+    assert Path('/', wanted.teacher) == tmp_path / 'a set'
 
 
 def test_runs_are_paired_and_nested():

@@ -73,7 +73,7 @@ def test_two_processes_train_as_one(tmp_path, way, settings):
     two, said = record(start(tmp_path, way, *settings, '--save', str(tmp_path / 'two'), runs='b'))
     same_training(one, two)
     assert (one['provenance']['processes'], two['provenance']['processes']) == (1, 2)
-    assert said.count('step 12: loss') == 1
+    assert said.count('step 12 of 12 (100%)') == 1
     a, b = (load_file(tmp_path / name / 'model.safetensors') for name in ('one', 'two'))
     assert a.keys() == b.keys() and max((a[name] - b[name]).abs().max().item() for name in a) < 1e-4
 

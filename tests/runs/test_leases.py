@@ -428,6 +428,43 @@ def test_failed_by_another_launcher_is_failed(tmp_path, quick):
     assert all('1 of 1 runs failed' in outcome(p, tmp_path) for p in pair) and len(notes(tmp_path, 'start')) == 1
 
 
+def test_a_caller_says_when_to_end_and_gets_what_is_made(tmp_path, quick, capsys):
+    "Runs under way are asked to end as after Ctrl-C; the next call makes the rest."
+    quick.setattr(experiments, '_train', stand_in(tmp_path, (10 * HANGS, 10 * HANGS)))
+    folders = find_folders(runs=tmp_path)
+    assert run_all(GRID, folders, workers=2, stop=lambda: bool(notes(tmp_path, 'start'))) == [None] * 9
+    assert not notes(tmp_path, 'end') and not list(tmp_path.glob('*/error.txt'))
+    quick.setattr(experiments, '_train', stand_in(tmp_path))
+    assert [r['key'] for r in run_all(GRID, folders, workers=2)] == [run_key(s) for s in GRID]
+    last = capsys.readouterr().err.split('\r')[-1]
+    assert '100%' in last and '36/36' in last and '9 of 9 runs' in last
+
+
+def test_a_grid_tells_of_updates_while_none_of_its_runs_is_done(tmp_path, quick):
+    quick.setattr(experiments, '_bundles', lambda specs, workers: [list(specs)])
+    goes_on, told = tmp_path / 'goes on', []
+
+    def half(prepared, progress, done, stop):
+        for _ in prepared:
+            progress(2, 0.5)
+        wait_for(goes_on.exists)
+        for p in prepared:
+            done(dict(key=p.key))
+
+    def updates(runs, workers):
+        told.append(count(runs, workers))
+        if told[-1]:
+            goes_on.touch()
+        return told[-1]
+
+    count = experiments._updates
+    quick.setattr(experiments, 'POLL', 0)
+    quick.setattr(experiments, '_train', half)
+    quick.setattr(experiments, '_updates', updates)
+    run_all(GRID[:3], find_folders(runs=tmp_path), workers=1)
+    assert told == sorted(told) and told[-1] == 12 and any(0 < n <= 6 for n in told)
+
+
 def test_status_tells_what_runs_where(tmp_path, quick, main):
     quick.setattr(experiments, '_train', stand_in(tmp_path, (10 * HANGS, 10 * HANGS)))
     (tmp_path / 'runs').mkdir()

@@ -45,6 +45,13 @@ def said(i):
     return f'case {i} is {"up" if i % 2 else "down"}'
 
 
+class Away(Teacher):
+    "A server that is not there."
+
+    async def ask(self, question, sampling):
+        raise UsageError('no such model')
+
+
 @pytest.fixture
 def mine(tmp_path):
     "A task folder with three files, and what changes or reads it."
@@ -532,3 +539,17 @@ def test_whatever_stands_in_a_set_is_read_or_refused_in_one_line(mine, row, card
         assert '\n' not in str(e)
     card, asked = mine.extract()
     assert card['rows'] == 20 and own(mine)
+
+
+def test_a_call_that_fails_leaves_no_folder(mine, tmp_path):
+    mine.out = tmp_path / 'new' / 'set'
+    with pytest.raises(UsageError, match='no such model'):
+        mine.extract(teacher=Away())
+    assert not (tmp_path / 'new').exists()
+    mine.extract()
+    before = {p.name: p.read_bytes() for p in mine.out.iterdir()}
+    mine.forget()
+    mine.change(lambda rows: rows + [dict(input='one more is up', label='high')])
+    with pytest.raises(UsageError, match='no such model'):
+        mine.extract(teacher=Away())
+    assert {p.name: p.read_bytes() for p in mine.out.iterdir()} == before

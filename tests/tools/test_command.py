@@ -97,9 +97,19 @@ sys.exit(status or str(heavy or '') or 0)"""
     assert done.returncode == 0 and words in done.stdout, done.stderr
 
 
+@pytest.mark.parametrize('call', [['export', 'a student', '--to', 'ctranslate2'], ['run', 'task=same_kind', '--save']])
+def test_a_place_that_is_taken_is_named_before_torch_is_loaded(main, tmp_path, monkeypatch, call):
+    (tmp_path / 'taken').mkdir()
+    (tmp_path / 'taken' / 'mine.txt').write_text('mine')
+    for name in ('torch', 'dsbs.tools.serving', 'dsbs.runs.saved', 'dsbs.runs.experiments'):
+        monkeypatch.setitem(sys.modules, name, None)  # an import fails
+    one_line(main(*call, tmp_path / 'taken'), 'there is something already; name a new folder')
+
+
 def test_run_prints_its_record_and_is_not_made_twice(dsbs):
     status, out, err = dsbs('run', *TINY, '--json')
     record = json.loads(out)
+    assert 'step 10 of 20 (50%)' in err and 'step 20 of 20 (100%)' in err
     assert status == 0 and {'key', 'spec', 'metrics', 'history', 'provenance'} <= set(record)
     assert len(record['history']) == 20 and record['history'][-1]['loss'] < record['history'][0]['loss']
     assert json.loads(dsbs('run', *TINY, '--json')[1]) == record
