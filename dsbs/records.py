@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LIBRARIES', 'TOLERANCE', 'EARLY', 'DRIFT', 'UsageError', 'WorkFailed', 'one_of', 'told', 'project_root', 'data_dir',
-           'runs_dir', 'reports_dir', 'Folders', 'find_folders', 'file_name', 'replacing', 'write_text',
+           'runs_dir', 'reports_dir', 'Folders', 'find_folders', 'file_name', 'replacing', 'write_text', 'new_folder',
            'markdown_table', 'canonical_json', 'hash_json', 'hash_file', 'read_jsonl', 'write_jsonl', 'thinned',
            'git_says', 'cpu_field', 'machine', 'usable_cpus', 'nvidia_smi', 'provenance', 'now', 'is_near',
            'accuracy_tolerance', 'processes', 'process_index', 'is_main_process']
@@ -144,6 +144,21 @@ def write_text(path: Path, text: str) -> Path:
     with replacing(path) as tmp:
         tmp.write_text(text, encoding='utf-8')
     return Path(path)
+
+# %% ../nbs/00_records.ipynb #3ae00031
+def new_folder(
+    folder: str | Path,
+    what: str = '--save',  # For the message
+) -> Path:  # Absolute
+    "A folder that is not there yet, or is empty; a `UsageError` when it is neither."
+    folder = Path(os.path.abspath(os.path.expanduser(folder)))
+    try:
+        taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    except OSError as e:
+        raise UsageError(f'{what} {str(folder)[:200]}: {e.strerror}; name a new folder') from None
+    if taken:
+        raise UsageError(f'{what} {folder}: there is something already; name a new folder')
+    return folder
 
 # %% ../nbs/00_records.ipynb #0b010002
 def markdown_table(

@@ -45,6 +45,7 @@ from dsbs.evidence.pilot import (
     Cost,
     Design,
     answer_cost,
+    as_typed,
     gains_rows,
     judge,
     runs_of,
@@ -565,8 +566,8 @@ TEMPLATES['own_next'] = """
 <p class="making">The rule of <code>dsbs pilot</code>, asked about these runs (nbs/evidence/44_pilot.ipynb).</p>
 {% else %}
 <p>The runs that the advice needs are not all here: labels alone and with rationales at half and at all of the rows, and
-shuffled rationales, with three seeds each. <code>dsbs reproduce fig4 --preset own</code> makes them, and so does
-<code>dsbs pilot {{ folder }} --teacher {{ teacher }}</code>.</p>
+shuffled rationales, with three seeds each. <code>dsbs reproduce fig4 --preset own --task {{ folder }} --teacher
+{{ teacher }}</code> makes them, and so does <code>dsbs pilot {{ folder }} --teacher {{ teacher }}</code>.</p>
 {% endif %}
 </section>
 """
@@ -660,8 +661,8 @@ def own_page_html(
         contents=CONTENTS,
         asked=dict(facts=asked_facts(teaching), row=shown_row(teaching)),
         figures=own_figures(found.pop('measured'), files, wanted.target),
-        folder=Path(wanted.task).name,
-        teacher=Path(wanted.teacher).name,
+        folder=as_typed(wanted.task),
+        teacher=as_typed(wanted.teacher),
         most=MISTAKES,
         **found,
     )

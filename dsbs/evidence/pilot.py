@@ -6,11 +6,12 @@
 __all__ = ['ARMS', 'CELLS', 'NEEDED', 'FEWEST_SEEDS', 'FEWEST_ROWS', 'TOKENS_PER_WORD', 'MINUTES', 'GAINS', 'MARGIN', 'LEVEL',
            'FILTER_FROM', 'YES', 'NO', 'DONT_KNOW', 'NEXT', 'REASONS', 'SLOW', 'CASES', 'AS_ARMS', 'RIGHT', 'LESS',
            'WRONG', 'DRAWS', 'OUTCOMES', 'QUESTIONS', 'Arm', 'Design', 'Cost', 'words_cost', 'answer_cost', 'Budget',
-           'read_budget', 'share_within', 'smaller_designs', 'within_minutes', 'runs_of', 'gains_of', 'slow_gains',
-           'made_up_runs', 'Forecast', 'next_doubling', 'line_about', 'answers_of', 'Known', 'next_purchase',
-           'seeds_to_decide', 'what_would_decide', 'undecided', 'also', 'accuracies', 'rows_bought', 'priced_gain',
-           'judge', 'draw_pilot', 'span', 'gains_rows', 'gains_table', 'arms_table', 'forecast_lines', 'said_lines',
-           'about_runs', 'page_text', 'PilotSettings', 'fit_time', 'teacher_accuracy_known', 'pilot', 'write_pilot',
+           'read_budget', 'share_within', 'smaller_designs', 'within_minutes', 'Rounds', 'make_in_rounds',
+           'largest_made', 'runs_of', 'gains_of', 'slow_gains', 'made_up_runs', 'Forecast', 'next_doubling',
+           'line_about', 'answers_of', 'Known', 'next_purchase', 'seeds_to_decide', 'what_would_decide', 'undecided',
+           'also', 'accuracies', 'rows_bought', 'priced_gain', 'judge', 'draw_pilot', 'span', 'gains_rows',
+           'gains_table', 'arms_table', 'forecast_lines', 'said_lines', 'about_runs', 'page_text', 'PilotSettings',
+           'as_typed', 'pilot_command', 'over_text', 'make_pilot', 'teacher_accuracy_known', 'pilot', 'write_pilot',
            'pilot_folder', 'Case', 'published_runs', 'Truth', 'truth_of', 'outcome', 'score', 'draws_of', 'score_card',
            'published_cards', 'score_shares', 'draw_scores', 'score_files']
 
@@ -18,8 +19,11 @@ __all__ = ['ARMS', 'CELLS', 'NEEDED', 'FEWEST_SEEDS', 'FEWEST_ROWS', 'TOKENS_PER
 import json
 import math
 import re
-from collections.abc import Sequence
+import shlex
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache, partial
 from itertools import combinations
 from pathlib import Path
 
@@ -28,7 +32,7 @@ import pandas as pd
 from matplotlib import pyplot as plt
 
 from ..data.examples import Task
-from ..data.tasks import load_task
+from ..data.tasks import TASKS, load_task
 from .grids import A_THIRD, CONVERGED, curve_of, grid, measure, own_setup, specs_of
 from .plotting import LOOKS, THEME, save_figure
 from dsbs.evidence.statistics import (
@@ -44,7 +48,7 @@ from dsbs.evidence.statistics import (
     tidy,
     verdicts,
 )
-from ..records import Folders, UsageError, file_name, find_folders, markdown_table, write_text
+from ..records import Folders, UsageError, WorkFailed, file_name, find_folders, markdown_table, write_text
 from ..runs.experiments import default_workers, find_record, run_all
 from ..runs.specs import RunSpec, make_spec, run_key
 from ..teacher.extraction import Reading, quality
@@ -216,6 +220,66 @@ def within_minutes(
             return smaller, left_out
     need = f'its {todo} runs need about {todo * minutes_of:.0f} minutes'
     raise UsageError(f'--budget {minutes:g}min: too little for the smallest pilot, as {need}; what was made is kept')
+
+# %% ../../nbs/evidence/44_pilot.ipynb #3ae00021
+@dataclass
+class Rounds:
+    "Runs that are made within a time, which begins now."
+
+    minutes: float  # The budget
+    is_made: Callable[[RunSpec], bool]
+    make: Callable[[list[RunSpec]], None]  # Makes runs; it should end when `is_over`
+    clock: Callable[[], float] = time.monotonic  # Seconds
+    minutes_of: float = 0.0  # Of one run, divided by how many are made at once, as far as is known
+
+    def __post_init__(self):
+        self.end = self.clock() + 60 * self.minutes
+
+    def left(self) -> float:  # Minutes
+        "How much of the time is left."
+        return (self.end - self.clock()) / 60
+
+    def is_over(self) -> bool:
+        "Whether no time is left."
+        return self.left() <= 0
+
+    def todo(self, design: Design) -> list[RunSpec]:
+        "The runs of a design that are not made."
+        return [s for s in specs_of(dict(pilot=design.specs())) if not self.is_made(s)]
+
+    def round(self, design: Design):
+        "Make what a design lacks, and note how long a run takes."
+        todo, left = self.todo(design), self.left()
+        if todo and not self.is_over():
+            self.make(todo)
+            if made := len(todo) - len(self.todo(design)):
+                self.minutes_of = (left - self.left()) / made
+
+# %% ../../nbs/evidence/44_pilot.ipynb #3ae00023
+def make_in_rounds(design: Design, rounds: Rounds):
+    "Make a design's runs, round by round, until they are made or the next round does not fit the time."
+    few = replace(design, seeds=design.seeds[:FEWEST_SEEDS])
+    *_, (smallest, _) = smaller_designs(few)
+    rounds.round(smallest)
+    if rounds.todo(smallest):
+        return
+    fitting, _ = within_minutes(few, max(0.0, rounds.left()), rounds.minutes_of, rounds.is_made)
+    rounds.round(fitting)
+    if rounds.todo(few):
+        return
+    for n in range(FEWEST_SEEDS + 1, len(design.seeds) + 1):
+        larger = replace(design, seeds=design.seeds[:n])
+        if len(rounds.todo(larger)) * rounds.minutes_of > rounds.left():
+            return
+        rounds.round(larger)
+
+
+def largest_made(design: Design, is_made: Callable[[RunSpec], bool]) -> tuple[Design, list[str]] | None:
+    "The largest design that is whole, and what it leaves out; None: not even the smallest is."
+    for smaller, left_out in smaller_designs(design):
+        if all(map(is_made, specs_of(dict(pilot=smaller.specs())))):
+            return smaller, left_out
+    return None
 
 # %% ../../nbs/evidence/44_pilot.ipynb #44a0001a
 GAINS = dict(  # name -> what it is, and its two sides, each (arm, size)
@@ -550,7 +614,8 @@ def said_lines(found: dict) -> list[str]:
 
 def about_runs(found: dict) -> list[str]:
     "What the runs are, and what was left out."
-    left_out = [f'Left out for the budget: {", ".join(found["left_out"])}.', ''] if found['left_out'] else []
+    more = f'This makes it, and nothing twice: `{found["command"]}`.'
+    left_out = [f'Left out for the budget: {", ".join(found["left_out"])}. {more}', ''] if found['left_out'] else []
     return [
         f'{found["rows"]} training rows, {found["test_questions"]} test questions, teacher {found["teacher"]}, '
         f'student {found["student"]}, seeds {", ".join(map(str, found["seeds"]))}.',
@@ -621,23 +686,66 @@ class PilotSettings:
         spec = make_spec(self.changes)
         return {name: getattr(spec, name) for name in self.changes}
 
-# %% ../../nbs/evidence/44_pilot.ipynb #44a00045
-def fit_time(
-    design: Design,
+# %% ../../nbs/evidence/44_pilot.ipynb #3ae00027
+def as_typed(
+    folder: str | Path,  # Of a task, or of a rationale set
+) -> str:
+    "A folder as it is typed in a command."
+    path, here = Path(folder).expanduser().absolute(), Path.cwd()
+    near = path.relative_to(here) if path.is_relative_to(here) else path
+    return shlex.quote(str(near) if near.is_absolute() or len(near.parts) > 1 else f'./{near}')
+
+
+def pilot_command(
+    task: str,  # A built-in task's name, or a task folder
+    teacher: str,  # Folder of a rationale set; empty: the task's own teacher
     settings: PilotSettings,
-    folders: Folders,
-) -> tuple[Design, list[str]]:
-    "A design as large as the budget of minutes allows, and what it leaves out."
+) -> str:
+    "The command that makes a pilot, however long it takes."
+    words = ['dsbs pilot', task if task in TASKS else as_typed(task)]
+    words += [f'--teacher {as_typed(teacher)}'] if teacher else []
+    words += [f'--budget {settings.budget.tokens}'] if settings.budget.tokens else []
+    words += [f'--price {settings.price:g}'] if settings.price else []
+    words += [f'--seeds {settings.seeds}'] if settings.seeds != FEWEST_SEEDS else []
+    words += [f'--first-seed {settings.first_seed}'] if settings.first_seed else []
+    return ' '.join([*words, *(f'--set {shlex.quote(f"{name}={x}")}' for name, x in settings.changes.items())])
+
+# %% ../../nbs/evidence/44_pilot.ipynb #44a00045
+def over_text(design: Design, rounds: Rounds, command: str) -> str:
+    "That the minutes are over before there is advice, and how to go on."
+    *_, (smallest, _) = smaller_designs(design)
+    n, todo = len(specs_of(dict(pilot=smallest.specs()))), len(rounds.todo(smallest))
+    pace = f', about {math.ceil(todo * rounds.minutes_of)} more minutes' if rounds.minutes_of else ''
+    return (
+        f'--budget {rounds.minutes:g}min is over: {n - todo} of the {n} runs that advice needs are made; what is made '
+        f'is kept, and runs under way resume from their checkpoints. This goes on from there{pace}: {command}'
+    )
+
+
+def make_pilot(design: Design, settings: PilotSettings, folders: Folders, command: str) -> tuple[Design, list[str]]:
+    "Make the runs of a design, as far as the budget of minutes allows: what is whole of it, and what it leaves out."
+    workers, again = settings.workers, settings.retry_failed
     if settings.budget.minutes is None:
+        run_all(specs_of(dict(pilot=design.specs())), folders, workers, again)
         return design, []
-    first = specs_of(dict(pilot=design.specs()))[0]
-    seconds = run_all([first], folders, settings.workers, settings.retry_failed)[0]['time']['seconds']
-    at_once = settings.workers or default_workers()
+
+    key_of = cache(partial(run_key, folders=folders))
 
     def is_made(spec):
-        return find_record(run_key(spec, folders), folders) is not None
+        return find_record(key_of(spec), folders) is not None
 
-    return within_minutes(design, settings.budget.minutes, seconds / 60 / at_once, is_made)
+    def make(specs):
+        run_all(specs, folders, workers, again, rounds.is_over)
+
+    rounds = Rounds(settings.budget.minutes, is_made, make)
+    first = specs_of(dict(pilot=design.specs()))[:1]
+    if record := run_all(first, folders, workers, again, rounds.is_over)[0]:
+        rounds.minutes_of = record['time']['seconds'] / 60 / (workers or default_workers())
+        within_minutes(design, max(0.0, rounds.left()), rounds.minutes_of, is_made)
+        make_in_rounds(design, rounds)
+    if not (found := largest_made(design, is_made)):
+        raise WorkFailed(over_text(design, rounds, command))
+    return found
 
 
 def teacher_accuracy_known(task: Task, readings: dict[str, Reading]) -> float | None:  # Percent
@@ -662,10 +770,11 @@ def pilot(
     share = share_within(settings.budget.tokens, len(loaded['train']), cost)
     seeds = tuple(range(settings.first_seed, settings.first_seed + settings.seeds))
     design = Design(task, teacher, share, seeds, changes=settings.settings)
-    design, left_out = fit_time(design, settings, folders)
+    command = pilot_command(task, teacher, settings)
+    design, left_out = make_pilot(design, settings, folders, command)
     by_arm = design.specs()
     specs = specs_of(dict(pilot=by_arm))
-    record_of = dict(zip(specs, run_all(specs, folders, settings.workers, settings.retry_failed), strict=True))
+    record_of = dict(zip(specs, run_all(specs, folders), strict=True))
     frame = tidy(dict(pilot={arm: [record_of[s] for s in some] for arm, some in by_arm.items() if some}))
     first = record_of[specs[0]]
     return judge(frame, cost, teacher_accuracy_known(loaded, readings)) | dict(
@@ -677,6 +786,7 @@ def pilot(
         note=first['stand_in'] or '',
         seeds=list(design.seeds),
         left_out=left_out,
+        command=command,
         cost=asdict(cost),
         runs=[record_of[s]['key'] for s in specs],
     )
@@ -859,6 +969,9 @@ def draw_scores(cards: pd.DataFrame) -> plt.Figure:  # cards: from `score_card`,
             ax.grid(False)
         axes[0].set_yticks(range(len(rows)), [f'{case}: {seeds} seeds' for case, seeds in rows])
         axes[0].invert_yaxis()
+        fig.suptitle(
+            'No pilot was made for this: draws of published seeds, resampled and judged as if they were pilots'
+        )
         names = axes[0].get_legend_handles_labels()
         fig.legend(*names, loc='outside lower center', ncols=len(OUTCOMES))
         return fig

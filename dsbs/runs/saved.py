@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TIES', 'answer_as_scored', 'ask_saved', 'check_saved', 'accuracy_known', 'front_matter', 'model_card',
-           'written_whole', 'new_folder', 'run_and_save']
+           'written_whole', 'run_and_save']
 
 # %% ../../nbs/runs/29_saved.ipynb #a088a5a5
 import contextlib
@@ -22,7 +22,7 @@ from ..method.answering import answer_settings
 from ..method.settings import SCRATCH, fetch_student
 from ..method.student import KINDS, quiet
 from ..method.views import ANSWER_MARK, REASON_MARK, prefixes
-from ..records import Folders, UsageError, canonical_json, is_main_process, write_text
+from ..records import Folders, canonical_json, is_main_process, new_folder, write_text
 from .run import SHOWN, questions, train_runs
 from .specs import RunSpec, prepare
 from ..teacher.sets import HUB_DATASETS, accuracy_interval, hub_facts, in_markdown, in_yaml
@@ -206,21 +206,6 @@ def _save(folder, trained, asked):
         write_text(half / 'README.md', model_card(record, t5.config.model_type))
 
 # %% ../../nbs/runs/29_saved.ipynb #a68ab7e3
-def new_folder(
-    folder: str | Path,
-    what: str = '--save',  # For the message
-) -> Path:  # Absolute
-    "A folder that is not there yet, or is empty; a `UsageError` when it is neither."
-    folder = Path(os.path.abspath(os.path.expanduser(folder)))
-    try:
-        taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
-    except OSError as e:
-        raise UsageError(f'{what} {str(folder)[:200]}: {e.strerror}; name a new folder') from None
-    if taken:
-        raise UsageError(f'{what} {folder}: there is something already; name a new folder')
-    return folder
-
-
 def _keep_record(record, run_folder):
     path = run_folder / 'record.json'
     if not path.exists():

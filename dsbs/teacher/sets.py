@@ -17,10 +17,11 @@ __all__ = ['SET_FIELDS', 'RATIONALES', 'HUB_DATASETS', 'SIGNED', 'OF_THOUGHTS', 
 import json
 import os
 import re
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -212,7 +213,8 @@ def set_files(folder: str | Path, task: Task, split: str) -> tuple[Path, Path]: 
     "The files of a split; a `UsageError` when one of them is absent."
     path, card = (Path(os.path.expanduser(folder)) / f'{split}.{kind}' for kind in ('jsonl', 'card.json'))
     teacher = f'teacher {str(folder)!r}'
-    again = f'make one with dsbs extract {task.folder if task.brief else task.name} --split {split} --out {folder}'
+    asked, out = (shlex.quote(str(x)) for x in (task.folder if task.brief else task.name, folder))
+    again = f'make one with dsbs extract {asked} --base-url URL --model M --split {split} --out {out}'
     if not os.path.isfile(path):
         raise UsageError(f'{teacher}: no rationale set of split {split} ({path.name} and {card.name}): {again}')
     if not os.path.isfile(card):
@@ -248,7 +250,8 @@ def teacher_rationales(
     if teacher:
         return read_set(teacher, task, split)
     if task.brief:
-        instead = 'ask one with dsbs extract, then name its folder with teacher=FOLDER'
+        instead = f'ask one with dsbs extract {shlex.quote(str(task.folder))} --base-url URL --model M --out SET'
+        instead += ', then name the set: --teacher SET (of dsbs run: teacher=SET)'
         raise UsageError(f'{task.name}: a task of your own has no recorded teacher: {instead}')
     written = completions(task, split, teacher_error)
     return {i: read_completion(text, FORMATS[task.name], task.label_set) for i, text in written.items()}
@@ -662,11 +665,16 @@ def write_set(out: Path, rows: list[dict], failures: list[dict], prompt: Prompt,
 
 # %% ../../nbs/teacher/17_sets.ipynb #62714996
 def check_set_folder(out: Path, task: Task, model: str):
-    "Make the folder of a set; a `UsageError` when it cannot be one, or is of another model or task."
+    "A `UsageError` when a folder cannot be that of a set, or is of another model or task; none is left that was not."
+    absent = [path for path in (out, *out.parents) if not os.path.exists(path)]
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise UsageError(f'{str(out)[:200]}: no folder for a rationale set ({e.strerror})') from None
+    finally:
+        for path in absent:
+            with suppress(OSError):
+                path.rmdir()
     for card in set_cards(out).values():
         if (card['task'], card['model']) != (task.name, model):
             raise UsageError(

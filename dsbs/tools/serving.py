@@ -35,6 +35,7 @@ from dsbs.records import (
     canonical_json,
     find_folders,
     markdown_table,
+    new_folder,
     now,
     one_of,
     provenance,
@@ -364,7 +365,7 @@ def export(
     settings, record = settings or ExportSettings(), kept_record(student)
     if (Path(os.path.expanduser(student)) / 'serving.json').is_file():
         raise UsageError(f'{student}: is exported already: name the folder of the student it was made of')
-    from dsbs.runs.saved import new_folder, written_whole
+    from dsbs.runs.saved import written_whole
 
     out, asked = new_folder(out, '--to ctranslate2'), test_questions(record, settings, find_folders(folders))
     before, made = TorchStudent(student), provenance()
