@@ -665,7 +665,7 @@ def searched_runs(
     settings = [ADDED | r['spec'] for r in records]
     rows = [
         {name: value for name, value in (r['metrics'] | s).items() if name in (*SHARED, *TRIED, 'seed')}
-        | dict(panel=s['task'], curve=s['method'])
+        | dict(panel=s['task'] + '_standin' * s.get('stand_in', False), curve=s['method'])
         for r, s in zip(records, settings, strict=True)
     ]
     runs = pd.DataFrame(rows, columns=['panel', 'curve', 'seed', *SHARED, *TRIED]).astype(NUMBERS)
