@@ -326,11 +326,11 @@ STANDIN_BASE = RunSpec(task='esnli', stand_in=True, student='scratch-32x2', sche
 def standin_setups() -> dict[str, Setup]:  # panel -> setup
     "e-SNLI at a scale that a CPU can train."
     tried = {size: settings_tried(times * UPDATES['esnli']) for size, times in MORE_ROWS.items()}
-    chosen = {method: name for method, names in CHOSEN['esnli'].items() for name in names.values()}
+    searched = product(CHOSEN['esnli'].items(), MORE_ROWS)
     setup = Setup(
         replace(STANDIN_BASE, method='standard'),
         STANDIN_BASE,
-        {(method, size): tried[size][chosen[method]] for method, size in product(chosen, MORE_ROWS)},
+        {(method, size): tried[size][names.get(size, names[0.25])] for (method, names), size in searched},
         unit='train_fraction',
         seeds=(0, 1, 2, 3, 4),
         sizes=tuple(MORE_ROWS),
