@@ -34,8 +34,9 @@ evening: $(STAMP)
 students: $(STAMP)
 	$(BIN)/python -c "from dsbs.tools.serving import make_students; print(*make_students(), sep='\n')"
 
+# on the CPUs, whatever else there is; on a machine with a GPU, tests/runs/test_gpu.py uses it
 test: $(STAMP)
-	$(BIN)/nbdev_test --n_workers $(JOBS) --pause 0.5
+	CUDA_VISIBLE_DEVICES= $(BIN)/nbdev_test --n_workers $(JOBS) --pause 0.5
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal $(PYTEST)
 
 # what computes, as on a CPU with AVX2 at most, and with nothing of its own
@@ -46,7 +47,7 @@ test-poorer-cpu: $(STAMP)
 POORER := MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2
 
 test-numbers: $(STAMP)
-	$(BIN)/nbdev_test --n_workers $(JOBS) --pause 0.5 --file_re '(student|stack|multitask|training|answering|run|bench)\.ipynb'
+	CUDA_VISIBLE_DEVICES= $(BIN)/nbdev_test --n_workers $(JOBS) --pause 0.5 --file_re '(student|stack|multitask|training|answering|run|bench)\.ipynb'
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m numeric $(PYTEST)
 
 lab: $(STAMP)

@@ -6,6 +6,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 os.environ['TOKENIZERS_PARALLELISM'] = 'false'
+CARDS = os.environ.get('CUDA_VISIBLE_DEVICES')  # As the tester gave it
+os.environ['CUDA_VISIBLE_DEVICES'] = ''  # Sums on a GPU are not repeatable; `tests/runs/test_gpu.py` gives it back
 
 
 def pytest_addoption(parser):

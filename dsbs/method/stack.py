@@ -31,6 +31,7 @@ from transformers.models.t5.modeling_t5 import T5Attention
 from .multitask import LOGITS, RATIONALE_START, Batch, Tokenised, add_mutual_information, add_parts
 from .settings import loss_scale
 from .training import Engine
+from ..records import UsageError
 
 # %% ../../nbs/method/24_stack.ipynb #0db28163
 def generators(seeds: Sequence[int]) -> list[np.random.Generator]:
@@ -43,6 +44,8 @@ class Stack(nn.Module):
 
     def __init__(self, students: Sequence[T5ForConditionalGeneration]):
         super().__init__()
+        if not students[0].config.tie_word_embeddings:
+            raise UsageError('a student with a vocabulary head of its own cannot be stacked: use the plain engine')
         self.students, self.config = list(students), students[0].config
         named = [dict(s.named_parameters()) for s in students]
         self.weights = nn.ParameterDict({_key(name): _side_by_side([n[name].data for n in named]) for name in named[0]})

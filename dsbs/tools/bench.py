@@ -27,7 +27,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -150,12 +150,13 @@ class BenchSettings:
     repeats: int = 5  # Turns of each, of which the median counts
     steps: int = 3  # Updates in a turn
     threads: int = 0  # CPU threads; 0: all that the process may use
-    engine: str = 'stack'  # One of `BENCH_ENGINES`
+    engine: str = ''  # One of `BENCH_ENGINES`; empty: that of a run of such a student
     limit: int | None = None  # Test questions that are answered; None: all
     updates: int = 100  # Of the training that comes before answering
 
     def __post_init__(self):
-        one_of('engine', self.engine, BENCH_ENGINES)
+        if self.engine:
+            one_of('engine', self.engine, BENCH_ENGINES)
         for name in ('batch_size', 'repeats', 'steps'):
             if getattr(self, name) < 1:
                 raise UsageError(f'{name}={getattr(self, name)}: should be at least 1')
@@ -209,6 +210,11 @@ class BenchCase:
     student: str  # One of `STUDENTS`
     dtype: str  # One of `DTYPES`
     settings: BenchSettings
+
+    @property
+    def engine(self) -> str:  # One of `BENCH_ENGINES`
+        "Which of ours is measured."
+        return self.settings.engine or ('plain' if self.student in UNTIED else 'stack')
 
     def new_student(self) -> T5ForConditionalGeneration:
         "Its student, untrained."
@@ -362,7 +368,7 @@ def set_up_ours(
 ) -> Training:
     "An engine of ours, ready to train."
     s = case.settings
-    engine = BENCH_ENGINES[s.engine]([t5], loss_form='authors')
+    engine = BENCH_ENGINES[case.engine]([t5], loss_form='authors')
     config = TrainingConfig(max_steps=updates, batch_size=s.batch_size, dtype=case.dtype, threads=s.threads)
     return set_up(engine, config, cpu=s.device == 'cpu')
 
@@ -614,7 +620,7 @@ def about(
         device=device_name(case.settings.device),
         threads=case.settings.threads,
         implementation=implementation,
-        engine=case.settings.engine if implementation == 'ours' else 'trainer',
+        engine=case.engine if implementation == 'ours' else 'trainer',
     )
 
 # %% ../../nbs/tools/48_bench.ipynb #6bb4ca97
@@ -737,7 +743,7 @@ def reference_answers(trainer: Reference, questions: Questions) -> np.ndarray:  
 # %% ../../nbs/tools/48_bench.ipynb #11f34d00
 def our_answers(t5: T5ForConditionalGeneration, questions: Questions, case: BenchCase) -> list[str]:
     "What ours answers."
-    asked, tokenizer = ANSWERS[case.settings.engine](t5), case.data.tokenizer
+    asked, tokenizer = ANSWERS[case.engine](t5), case.data.tokenizer
     batches = input_batches(tokenizer, questions.inputs)
     return generate(asked, tokenizer, batches, questions.longest, dtype=case.dtype)
 
@@ -1002,7 +1008,7 @@ def about_card(device: str) -> dict:
 def one_row(case: BenchCase, variant: str, measure: str, progress: Callable[[], None]) -> dict:
     "A row of the whole table; `failed` says in a line why there are no numbers."
     forget_earlier()
-    kind = about(case, variant, 0) | dict(engine='plain', measure=measure)
+    kind = about(case, variant, 0) | dict(engine=case.engine, measure=measure)
     try:
         t5 = variant_of(case, variant)
         kind |= dict(parameters=t5.num_parameters(), attention=t5.config._attn_implementation)
@@ -1028,7 +1034,7 @@ def bench_all(
         for dtype in settings.dtypes:
             if settings.device == 'cuda':
                 set_precision(RunSpec(dtype=dtype))
-            case = BenchCase(data, student, dtype, settings)
+            case = BenchCase(data, student, dtype, replace(settings, engine='plain'))
             for measure in MEASURES:
                 some = []
                 for variant in VARIANTS:

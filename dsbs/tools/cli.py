@@ -799,7 +799,11 @@ def bench_arguments(*more):
             metavar='DTYPE',
             help='float32 or bfloat16; may be repeated (default: those that the device has)',
         ),
-        argument('--engine', metavar='ENGINE', help='stack or plain: which of ours is measured (default: stack)'),
+        argument(
+            '--engine',
+            metavar='ENGINE',
+            help='stack or plain: which of ours is measured (default: that of a run of such a student)',
+        ),
         argument('--device', metavar='DEVICE', help='cpu or cuda (default: cuda where there is one)'),
         argument(
             '--repeats', type=whole_number, metavar='N', help='turns of each, of which the median counts (default: 5)'
