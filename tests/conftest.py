@@ -6,8 +6,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 os.environ['TOKENIZERS_PARALLELISM'] = 'false'
-CARDS = os.environ.get('CUDA_VISIBLE_DEVICES')  # As the tester gave it
-os.environ['CUDA_VISIBLE_DEVICES'] = ''  # Sums on a GPU are not repeatable; `tests/runs/test_gpu.py` gives it back
+# Sums on a GPU are not repeatable: tests compute on CPUs, and those of `tests/runs/test_gpu.py` on the cards set aside
+CARDS = os.environ.setdefault('DSBS_TEST_CARDS', os.environ.get('CUDA_VISIBLE_DEVICES', 'all'))
+os.environ['CUDA_VISIBLE_DEVICES'] = ''
 
 
 def pytest_addoption(parser):
