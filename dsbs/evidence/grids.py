@@ -10,20 +10,22 @@ __all__ = ['TRAINED_WITH', 'CONTENTS', 'FORMATS', 'A_THIRD', 'SEARCH', 'EMBEDDED
            'GPT_NEOX', 'ASDIV', 'PASSED_AGAIN', 'EVENING_STUDENTS', 'EVENING_UPDATES', 'EVENING_RATE', 'EIGHTH',
            'SETUPS', 'OWN_BASE', 'SHARED_TERM', 'WITH_ALL_SEEDS', 'EMBEDDED_PANELS', 'QUICK_PANELS', 'STANDIN_PANELS',
            'PAPER_PANELS', 'EVENING_PANELS', 'EVENING', 'TWO_EMBEDDED', 'ONE_QUICK', 'ON_ALL', 'ON_TWO', 'NOT_STANDIN',
-           'ON_ONE', 'NOT_PAPER', 'PAPER_FIGURES', 'FIGURES', 'PUBLISHED', 'PRESETS', 'SMOKE_CURVES', 'Stage',
-           'FOLDERS_NAMED', 'PANELS', 'MEASURED_HERE', 'with_seed', 'expand', 'distinct_values', 'runs_table', 'Setup',
-           'longer', 'curve_of', 'beside', 'half_fraction', 'settings_tried', 'was_chosen', 'settings_chosen',
+           'ON_ONE', 'NOT_PAPER', 'PAPER_FIGURES', 'FIGURES', 'PUBLISHED', 'PRESETS', 'SMOKE_CURVES', 'MORE_SEEDS',
+           'Stage', 'FOLDERS_NAMED', 'PANELS', 'MEASURED_HERE', 'with_seed', 'expand', 'distinct_values', 'runs_table',
+           'Setup', 'longer', 'curve_of', 'beside', 'half_fraction', 'settings_tried', 'was_chosen', 'settings_chosen',
            'embedded_setup', 'full_setup', 'embedded_setups', 'quick_setup', 'quick_setups', 'standin_setups',
            'paper_setup', 'evening_setup', 'evening_setups', 'paper_setups', 'searched_setups', 'own_setup',
            'two_methods', 'data_size_human', 'with_added_rows', 'better_and_weaker_teacher', 'training_formats',
            'content_changes', 'rationale_contents', 'rationale_weights', 'rationale_shares', 'rationale_lengths',
            'compute_curves', 'decoder_prefix', 'search_runs', 'Figure', 'data_size_teacher', 'over_students',
-           'over_both', 'presets_of', 'drawn', 'few_steps', 'smoke_curves', 'smoke_version', 'panels_on', 'grid',
-           'specs_of', 'size_of', 'stages', 'vary_curve', 'vary', 'typed_settings', 'grids_of', 'find_or_make',
-           'measure', 'made_so_far', 'publish', 'missing', 'output_folder', 'published_beside', 'in_order']
+           'over_both', 'presets_of', 'drawn', 'few_steps', 'smoke_curves', 'smoke_version', 'with_more_seeds',
+           'looked_at_again', 'panels_on', 'grid', 'specs_of', 'size_of', 'stages', 'vary_curve', 'vary',
+           'typed_settings', 'grids_of', 'find_or_make', 'measure', 'made_so_far', 'publish', 'missing',
+           'output_folder', 'published_beside', 'in_order']
 
 # %% ../../nbs/evidence/34_grids.ipynb #a67d9f0c
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -764,6 +766,37 @@ def smoke_version(panels: dict[str, dict[str, list[RunSpec]]]) -> dict[str, dict
     here = {panel: curves for panel, curves in panels.items() if next(iter(curves.values()))[0].task in EMBEDDED}
     return {panel: smoke_curves(curves) for panel, curves in here.items()}
 
+# %% ../../nbs/evidence/34_grids.ipynb #34d00002
+MORE_SEEDS = dict(  # figure -> panel -> curves of the lines that the first look left undecided
+    fig4_data_size_human=dict(
+        same_kind=('standard', 'step_by_step', 'equal_compute'),
+        heavier_than=('standard', 'step_by_step'),
+        weight_untold=('standard', 'step_by_step'),
+    ),
+    compute=dict(same_kind=('standard', 'step_by_step', 'equal_compute'), heavier_than=('standard', 'step_by_step')),
+    rationale_share=dict(same_kind=('step_by_step',), heavier_than=('step_by_step',)),
+    fig6_model_size_human=dict(same_kind=('standard', 'step_by_step')),
+)
+
+
+def with_more_seeds(specs: list[RunSpec]) -> list[RunSpec]:
+    "A curve with twice the seeds at each point that has all of `EMBEDDED_SEEDS`."
+    seeds = Counter(with_seed(s, 0) for s in specs)
+    more = [s for s in specs if seeds[with_seed(s, 0)] == len(EMBEDDED_SEEDS)]
+    return [*specs, *(with_seed(s, s.seed + len(EMBEDDED_SEEDS)) for s in more)]
+
+
+def looked_at_again(
+    figure: str,  # One of `FIGURES`
+    panels: dict[str, dict[str, list[RunSpec]]],
+) -> dict[str, dict[str, list[RunSpec]]]:
+    "A figure's panels with the seeds of the second look."
+    again = MORE_SEEDS.get(figure, {})
+    return {
+        panel: {c: with_more_seeds(specs) if c in again.get(panel, ()) else specs for c, specs in curves.items()}
+        for panel, curves in panels.items()
+    }
+
 # %% ../../nbs/evidence/34_grids.ipynb #f6ab0057
 def panels_on(
     setups: dict[str, Setup],  # panel -> setup
@@ -795,7 +828,7 @@ def grid(
     if preset == 'smoke':
         return smoke_version(grid(figure, next(iter(f.data))))
     setups = panels_on(SETUPS[preset](), task)
-    return drawn(f, {panel: setups[panel] for panel in f.data[preset] if panel in setups})
+    return looked_at_again(figure, drawn(f, {panel: setups[panel] for panel in f.data[preset] if panel in setups}))
 
 
 def specs_of(panels: dict[str, dict[str, list[RunSpec]]]) -> list[RunSpec]:

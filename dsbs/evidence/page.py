@@ -315,7 +315,7 @@ SCALES = {  # preset -> its name, what it is
     'embedded': (
         'Embedded benchmark',
         'generated tasks, students of 0.02 to 0.2 million parameters from random weights, a simulated teacher; '
-        'ten seeds, each with facts and questions of its own',
+        'ten seeds, or twenty, each with facts and questions of its own',
     ),
     'quick': ('Embedded benchmark, made by quick', 'a part of the same with three seeds, as one machine made it'),
     'standin': (

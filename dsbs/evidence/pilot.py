@@ -12,8 +12,8 @@ __all__ = ['ARMS', 'CELLS', 'NEEDED', 'FEWEST_SEEDS', 'FEWEST_ROWS', 'TOKENS_PER
            'also', 'accuracies', 'rows_bought', 'priced_gain', 'judge', 'draw_pilot', 'span', 'gains_rows',
            'gains_table', 'arms_table', 'forecast_lines', 'said_lines', 'about_runs', 'page_text', 'PilotSettings',
            'as_typed', 'pilot_command', 'over_text', 'make_pilot', 'teacher_accuracy_known', 'pilot', 'write_pilot',
-           'pilot_folder', 'Case', 'published_runs', 'Truth', 'truth_of', 'outcome', 'score', 'draws_of', 'score_card',
-           'published_cards', 'score_shares', 'draw_scores', 'score_files']
+           'pilot_folder', 'Case', 'published_runs', 'Truth', 'truth_of', 'outcome', 'score', 'draws_of',
+           'seeds_of_all', 'score_card', 'published_cards', 'score_shares', 'draw_scores', 'score_files']
 
 # %% ../../nbs/evidence/44_pilot.ipynb #44a00003
 import json
@@ -848,7 +848,7 @@ def published_runs(
 # %% ../../nbs/evidence/44_pilot.ipynb #44a00050
 @dataclass(frozen=True)
 class Truth:
-    "What is so, as far as ten seeds know it."
+    "What is so, as far as the published seeds know it."
 
     rationales: float  # Gain, in points
     rows: float  # Gain of the next size, labels alone
@@ -911,6 +911,11 @@ def draws_of(seeds: Sequence[int], size: int, draws: int = DRAWS) -> list[tuple[
     return [groups[i] for i in sorted(order)]
 
 
+def seeds_of_all(runs: pd.DataFrame) -> set[int]:  # runs: from `published_runs`
+    "The seeds that every arm has."
+    return set.intersection(*(set(some['seed']) for _, some in runs.groupby('curve')))
+
+
 def score_card(
     runs: dict[str, pd.DataFrame],  # task -> from `published_runs`
     seeds: int = FEWEST_SEEDS,  # Of a draw
@@ -923,7 +928,7 @@ def score_card(
         if not len(frame):
             continue
         some, truth = frame[frame['n_train'].isin((case.half, case.whole))], truth_of(frame, case)
-        for group in draws_of(frame['seed'].unique(), seeds):
+        for group in draws_of(seeds_of_all(frame), seeds):
             found = judge(some[some['seed'].isin(group)], Cost(100.0, 'a guess'))
             rows.append(dict(case=case.name, seeds=seeds) | score(found, truth))
     return pd.DataFrame(rows, columns=['case', 'seeds', 'rationales', 'rows', 'advice', 'inside'])

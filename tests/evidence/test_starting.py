@@ -124,6 +124,7 @@ def test_what_the_notebook_says_of_our_runs():
     text = said()
     assert f'{leaving(plain[1])} standard runs leave chance, {leaving(longer)} with the compute' in text
     assert f'and {leaving(ours[1])} of step-by-step' in text
+    assert f'at 100 rows: {leaving(plain[0])} leave, and {leaving(ours[0])} of step-by-step' in text
     scrambled, within = (same_kind_runs(**by_rationales, rationales=r) for r in ('scrambled', 'shuffled_within'))
     assert f'{leaving(scrambled)} leave with scrambled words, {leaving(within)} with rationales shuffled' in text
     assert f'and {leaving(same_kind_runs(**by_rationales, rationale_weight=0.0))} with weight 0' in text
