@@ -338,7 +338,8 @@ def standin_setups() -> dict[str, Setup]:  # panel -> setup
         sizes=tuple(MORE_ROWS),
         size=1.0,
         equal_compute={1.0: 2.4},
-        contents=('shuffled_within',),
+        contents=('shuffled_within', 'scrambled', 'weight_0'),
+        formats=('answer_first',),
         shares=(A_THIRD, 1.0),
     )
     return dict(esnli_standin=setup)
@@ -681,7 +682,7 @@ PAPER_FIGURES = {
 FIGURES = PAPER_FIGURES | {
     'table1_teachers': Figure('Table 1', 'Teachers of different quality', better_and_weaker_teacher, NOT_STANDIN),
     'table2_training_format': Figure(
-        'Table 2', 'One target or two tasks', training_formats, NOT_STANDIN | EVENING, own=True
+        'Table 2', 'One target or two tasks', training_formats, ON_TWO | EVENING, own=True
     ),
     'table3_datasets': Figure('Table 3', 'The datasets', None, ON_ALL | EVENING),
     'compute': Figure('', 'Accuracy against compute', compute_curves, ON_TWO | EVENING, own=True),

@@ -102,18 +102,25 @@ def test_what_the_notebook_says_of_all_shares():
 
 
 def same_kind_runs(n_train, **wanted):
-    "Our runs on `same_kind`, read with nothing of ours: whether each leaves chance, and whether it converged."
+    "Our runs on `same_kind`, read with nothing of ours: whether each leaves chance, whether it converged, and how well."
     usual = dict(student='scratch-32x2', label_source='human', rationales='teacher', rationale_weight=1.0)
     usual |= dict(task='same_kind', n_train=n_train, rationale_share=1.0, teacher_error=0.05, mutual_information=0.0)
     usual |= dict(extra='', task_prefix='encoder') | wanted
     records = [json.loads(line) for line in (ROOT / 'reports' / 'results' / 'embedded.jsonl').open(encoding='utf-8')]
     runs = [r['metrics'] for r in records if all(r['spec'][name] == value for name, value in usual.items())]
     least = binom.ppf(0.975, 500, 0.5) / 5  # Percent that guessing passes in 2.5% of cases
-    return [(m['test_accuracy'] > least, m['converged']) for m in runs]
+    return [(m['test_accuracy'] > least, m['converged'], m['test_accuracy']) for m in runs]
 
 
 def leaving(runs):  # "8 of 10"
-    return f'{sum(left for left, _ in runs)} of {len(runs)}'
+    return f'{sum(left for left, *_ in runs)} of {len(runs)}'
+
+
+def gain_and_generalising(ours, other):
+    leave = [[accuracy for left, _, accuracy in runs if left] for runs in (ours, other)]
+    better = statistics.mean(leave[0]) - statistics.mean(leave[1])
+    gain = statistics.mean(r[2] for r in ours) - statistics.mean(r[2] for r in other)
+    return gain, len(leave[0]) / len(ours) * better
 
 
 def test_what_the_notebook_says_of_our_runs():
@@ -125,8 +132,10 @@ def test_what_the_notebook_says_of_our_runs():
     assert f'{leaving(plain[1])} standard runs leave chance, {leaving(longer)} with the compute' in text
     assert f'and {leaving(ours[1])} of step-by-step' in text
     assert f'at 100 rows: {leaving(plain[0])} leave, and {leaving(ours[0])} of step-by-step' in text
+    gain, generalising = gain_and_generalising(ours[1], plain[1])
+    assert f'With 150 rows {generalising:.1f} of {gain:.1f} points are generalising' in text
     scrambled, within = (same_kind_runs(**by_rationales, rationales=r) for r in ('scrambled', 'shuffled_within'))
     assert f'{leaving(scrambled)} leave with scrambled words, {leaving(within)} with rationales shuffled' in text
     assert f'and {leaving(same_kind_runs(**by_rationales, rationale_weight=0.0))} with weight 0' in text
-    staying = [converged for runs in plain + ours for left, converged in runs if not left]
+    staying = [converged for runs in plain + ours for left, converged, _ in runs if not left]
     assert all(staying) and f'All {len(staying)} have fitted their rows' in text
