@@ -102,7 +102,7 @@ def test_what_the_notebook_says_of_all_shares():
 
 
 def same_kind_runs(n_train, **wanted):
-    "Our runs on `same_kind`, read with nothing of ours: whether each leaves chance, whether it converged, and how well."
+    "Our runs on `same_kind`, read with nothing of ours: does each leave chance, did it converge, and how well it ends."
     usual = dict(student='scratch-32x2', label_source='human', rationales='teacher', rationale_weight=1.0)
     usual |= dict(task='same_kind', n_train=n_train, rationale_share=1.0, teacher_error=0.05, mutual_information=0.0)
     usual |= dict(extra='', task_prefix='encoder') | wanted
