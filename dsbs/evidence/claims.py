@@ -965,7 +965,7 @@ def look_at(
     except NoRuns as why:
         e, found, line = None, dict(detail=str(why)), NOTHING
     else:
-        found, line = answered(e), e.line
+        found, line = answered(e), NOTHING if e.weakest.seeds < 2 else e.line
     lacking = [words for p in q.panels for words in (runs_lacking(p.runs), p.lacks)]
     detail = '; '.join(filter(None, (found['detail'], *lacking)))
     return Look(row | found | dict(detail=detail), line, e)

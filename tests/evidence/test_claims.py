@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from functools import partial
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from dsbs.evidence import claims, grids
@@ -510,8 +510,12 @@ def test_a_figures_rows_are_judged_among_all_of_their_scale(tmp_path):
     assert some and some == [r for r in judge(folder, 'standin') if r['figure'] == FIG4]
 
 
+ONE_SIZE_DECIDES = [38, 0, 68, 29, 0, math.nan, 0, 0, math.nan, math.nan, 0, math.nan, 0, math.nan, 0, 0, math.nan]
+
+
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.one_of(st.floats(0, 100), st.just(math.nan)), min_size=18, max_size=18))
+@example([*ONE_SIZE_DECIDES, math.nan])  # and another has one seed
 def test_a_verdict_agrees_with_the_interval(values):
     panel = example_panel((0, 0, 0), seeds=3)
     panel.runs['test_accuracy'] = values
