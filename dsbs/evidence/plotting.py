@@ -187,10 +187,11 @@ def gaps(
 
 # %% ../../nbs/evidence/38_plotting.ipynb #bf1a0965
 def write_gaps(ax: plt.Axes, notes: Sequence[str]):
-    "Write them into a corner of the axes."
+    "Write them into a corner of the axes, on a ground of their own."
     place = dict(transform=ax.transAxes, ha='right', va='bottom')
+    ground = dict(facecolor='white', edgecolor='none', alpha=0.85, pad=1)
     if notes:
-        ax.text(0.98, 0.02, '\n'.join(notes), fontsize=7, color='#a00000', **place)
+        ax.text(0.98, 0.02, '\n'.join(notes), fontsize=7, color='#a00000', bbox=ground, **place)
 
 # %% ../../nbs/evidence/38_plotting.ipynb #efb71eec
 @dataclass(frozen=True)
