@@ -25,7 +25,6 @@ __all__ = ['TRAINED_WITH', 'CONTENTS', 'FORMATS', 'A_THIRD', 'SEARCH', 'EMBEDDED
 
 # %% ../../nbs/evidence/34_grids.ipynb #a67d9f0c
 import os
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -782,9 +781,11 @@ MORE_SEEDS = dict(  # figure -> panel -> curves of the lines that the first look
 
 def with_more_seeds(specs: list[RunSpec]) -> list[RunSpec]:
     "A curve with twice the seeds at each point that has all of `EMBEDDED_SEEDS`."
-    seeds = Counter(with_seed(s, 0) for s in specs)
-    more = [s for s in specs if seeds[with_seed(s, 0)] == len(EMBEDDED_SEEDS)]
-    return [*specs, *(with_seed(s, s.seed + len(EMBEDDED_SEEDS)) for s in more)]
+    points, n = {}, len(EMBEDDED_SEEDS)
+    for s in specs:
+        points.setdefault(with_seed(s, 0), []).append(s.seed)
+    twice = {point: seeds + [n + seed for seed in seeds] * (len(seeds) == n) for point, seeds in points.items()}
+    return [with_seed(point, seed) for point, seeds in twice.items() for seed in seeds]
 
 
 def looked_at_again(
