@@ -101,15 +101,19 @@ def test_what_the_notebook_says_of_all_shares():
     assert re.search(r'5\.3 points of starting and 3\.3 of generalising', said())
 
 
-def same_kind_runs(n_train, **wanted):
-    "Our runs on `same_kind`, read with nothing of ours: does each leave chance, did it converge, and how well it ends."
+def our_runs(n_train, **wanted):
+    "Our runs, read with nothing of ours: does each leave chance, did it converge, and how well it ends."
     usual = dict(student='scratch-32x2', label_source='human', rationales='teacher', rationale_weight=1.0)
-    usual |= dict(task='same_kind', n_train=n_train, rationale_share=1.0, teacher_error=0.05, mutual_information=0.0)
+    usual |= dict(n_train=n_train, rationale_share=1.0, teacher_error=0.05, mutual_information=0.0)
     usual |= dict(extra='', task_prefix='encoder') | wanted
     records = [json.loads(line) for line in (ROOT / 'reports' / 'results' / 'embedded.jsonl').open(encoding='utf-8')]
     runs = [r['metrics'] for r in records if all(r['spec'][name] == value for name, value in usual.items())]
     least = binom.ppf(0.975, 500, 0.5) / 5  # Percent that guessing passes in 2.5% of cases
     return [(m['test_accuracy'] > least, m['converged'], m['test_accuracy']) for m in runs]
+
+
+def same_kind_runs(n_train, **wanted):
+    return our_runs(n_train, task='same_kind', **wanted)
 
 
 def leaving(runs):  # "8 of 10"
@@ -139,3 +143,10 @@ def test_what_the_notebook_says_of_our_runs():
     assert f'and {leaving(same_kind_runs(**by_rationales, rationale_weight=0.0))} with weight 0' in text
     staying = [converged for runs in plain + ours for left, converged, _ in runs if not left]
     assert all(staying) and f'All {len(staying)} have fitted their rows' in text
+
+
+def test_what_the_notebook_says_of_the_negative_control():
+    both = {m: our_runs(160, task='weight_untold', method=m, max_steps=2400) for m in ('standard', 'step_by_step')}
+    stay = {m: sum(not left for left, *_ in runs) for m, runs in both.items()}
+    text = f'{stay["step_by_step"]} of 20 of its runs at 160 rows end on the plateau, and {stay["standard"]} of 20'
+    assert text in said() and {len(runs) for runs in both.values()} == {20}
