@@ -88,7 +88,7 @@ def test_a_student_with_a_head_of_its_own_takes_the_engine_of_its_runs(main, mon
     monkeypatch.setattr(bench, 'UNTIED', ('1.1',))
     t5 = bench.bench_student('1.1', 300)
     assert 'lm_head.weight' in dict(t5.named_parameters()) and t5.encoder.embed_tokens.weight is t5.shared.weight
-    call = [*TINY, '--student', '1.1', '--dtype', 'float32', '--json']
+    call = [*(word.replace('0.2M', '1.1') for word in TINY), '--dtype', 'float32', '--json']
     status, out, err = main('bench', 'evaluate', *call, '--limit', '8')
     assert status == 0, err
     assert [r['engine'] for r in json.loads(out)] == ['trainer', 'plain']
