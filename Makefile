@@ -26,7 +26,7 @@ cluster: .venv-cluster/installed
 reproduce: $(STAMP)
 	$(BIN)/dsbs reproduce
 
-# the paper's student on one GPU: about eight hours on one of 24 GB; stopped, it goes on from there
+# the paper's student on one GPU: about nine hours on one of 24 GB; stopped, it goes on from there
 evening: $(STAMP)
 	$(BIN)/dsbs reproduce --preset evening
 

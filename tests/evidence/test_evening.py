@@ -50,9 +50,16 @@ def test_the_plan_of_each_card(planned, card):
 
 
 def test_an_evening_on_a_card_of_24_gb(planned):
-    hours = {card: planned('--gpu', card)['gpu_hours'] for card in ('RTX 4090', 'A10', 'H100', 'T4')}
-    assert 5 < hours['RTX 4090'] <= 8 and hours['A10'] < 9 and hours['H100'] < hours['RTX 4090'] < hours['T4']
-    assert planned('--gpu', 'A10', '--task', 'svamp')['gpu_hours'] <= 2
+    cards = ('RTX 3090', 'RTX 4090', 'L4', 'A10', 'H100', 'T4')
+    hours = {card: planned('--gpu', card)['gpu_hours'] for card in cards}
+    assert 9 < hours['RTX 4090'] < 10 and hours['A10'] < 10 and hours['L4'] < 10 and hours['RTX 3090'] < 11
+    assert hours['H100'] < hours['RTX 4090'] < hours['T4']
+    assert planned('--gpu', 'A10', '--task', 'svamp')['gpu_hours'] <= 2.5
+
+
+def test_on_fast_cards_the_host_decides(planned):
+    hours = {card: planned('--gpu', card, '--task', 'svamp')['gpu_hours'] for card in ('A100', 'H200', 'T4')}
+    assert hours['A100'] == pytest.approx(hours['H200'], rel=0.02) and hours['T4'] > 2 * hours['A100']
 
 
 def test_a_small_card_cuts_the_batch_up(planned):

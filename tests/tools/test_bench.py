@@ -81,6 +81,38 @@ def test_evaluate_gives_the_same_answers(main, engine):
         )
 
 
+def test_a_student_with_a_head_of_its_own_takes_the_engine_of_its_runs(main, monkeypatch):
+    from dsbs.tools import bench
+
+    monkeypatch.setitem(bench.STUDENTS, '1.1', bench.STUDENTS['0.2M'] | dict(d_model=32))
+    monkeypatch.setattr(bench, 'UNTIED', ('1.1',))
+    t5 = bench.bench_student('1.1', 300)
+    assert 'lm_head.weight' in dict(t5.named_parameters()) and t5.encoder.embed_tokens.weight is t5.shared.weight
+    call = [*(word.replace('0.2M', '1.1') for word in TINY), '--dtype', 'float32', '--json']
+    status, out, err = main('bench', 'evaluate', *call, '--limit', '8')
+    assert status == 0, err
+    assert [r['engine'] for r in json.loads(out)] == ['trainer', 'plain']
+    status, out, err = main('bench', 'train', *call, '--steps', '1', '--batch-size', '8')
+    assert status == 0, err
+    assert [r['engine'] for r in json.loads(out)] == ['trainer', 'plain']
+
+
+@pytest.mark.parametrize('kind', ['train', 'all'])
+def test_updates_of_warm_up_do_not_count(main, monkeypatch, kind):
+    from dsbs.tools import bench
+
+    monkeypatch.setitem(bench.WARM_UP, 'cpu', 3)
+    monkeypatch.setattr(bench, 'VARIANTS', ('ours',))
+    monkeypatch.setattr(bench, 'MEASURES', dict(train=bench.train_alone))
+    made, speeds = [], bench.speeds
+    monkeypatch.setattr(bench, 'speeds', lambda t5, turns, peak: made.append(turns) or speeds(t5, turns, peak))
+    call = [*TINY, '--repeats', '2', '--steps', '2', '--batch-size', '8', '--dtype', 'float32', '--json']
+    status, out, err = main('bench', kind, *call)
+    assert status == 0, err
+    assert len(made) == dict(train=2, all=1)[kind]
+    assert all([len(turn.batches) for turn in turns] == [2, 2] for turns in made)
+
+
 @pytest.mark.parametrize('engine', ENGINES)
 def test_answers_that_differ_and_do_not_end_are_the_same(engine):
     from dsbs.tools.bench import BenchSettings, bench_evaluate
