@@ -8,10 +8,10 @@ __all__ = ['FORMS', 'SHAPES', 'TOKENS', 'TOKENS_OF_A_WORD', 'BYTES_KEPT', 'VOCAB
            'REFERENCE_PACE', 'MAKERS', 'PARTS', 'NO_COMPLETIONS', 'H200_GB', 'Shape', 'Tokens', 'mean_tokens',
            'count_tokens', 'example_lengths', 'learns_rationales', 'tokens_passed', 'batch_gb', 'memory_gb', 'Card',
            'words_of', 'card_named', 'on_card', 'Pace', 'pace_of', 'answer_seconds', 'update_seconds', 'gpu_hours',
-           'read_measured', 'pace_for', 'estimate', 'Gpu', 'missing_weights', 'splits_read', 'missing_completions',
-           'missing_data', 'missing_sets', 'largest_gpu_gb', 'missing_memory', 'card_here', 'is_made', 'time_key',
-           'recorded_times', 'by_group', 'group_cost', 'total', 'memory_needed', 'missing_of', 'on_each_card',
-           'in_turn', 'plan']
+           'read_measured', 'pace_for', 'estimate', 'is_estimated', 'Gpu', 'missing_weights', 'splits_read',
+           'missing_completions', 'missing_data', 'missing_sets', 'largest_gpu_gb', 'missing_memory', 'card_here',
+           'is_made', 'time_key', 'recorded_times', 'by_group', 'group_cost', 'total', 'memory_needed', 'missing_of',
+           'on_each_card', 'in_turn', 'plan']
 
 # %% ../../nbs/evidence/36_plan.ipynb #ae18bbd4
 import json
@@ -309,6 +309,11 @@ def estimate(
     tokens = Tokens(*tokens[:3])
     return memory_gb(spec, tokens), gpu_hours(spec, tokens, pace)
 
+
+def is_estimated(spec: RunSpec) -> bool:
+    "Whether the cost of a run can be estimated: of a pretrained student on one of the paper's tasks."
+    return spec.student in SHAPES and spec.task in TOKENS
+
 # %% ../../nbs/evidence/36_plan.ipynb #36e00010
 @dataclass(frozen=True)
 class Gpu:
@@ -477,7 +482,7 @@ def group_cost(
     "The mean cost of a run of a group, and the memory that the largest takes."
     s = specs[0]
     line = dict(student=s.student, method=s.method, task=s.task, runs=len(specs))
-    if s.student in SHAPES:
+    if is_estimated(s):
         memory, hours = zip(*(gpu.estimate(x, tokens[x.task]) for x in specs), strict=True)
         cut = max(gpu.run(x, tokens[x.task]).accumulation for x in specs)
         line |= dict(gpu_memory_gb=round(max(memory), 1), gpu_hours=round(fmean(hours), 3), cpu_minutes=0)
@@ -515,13 +520,13 @@ def missing_of(specs: list[RunSpec], folders: Folders, gpu: Gpu, groups: list[di
 
 # %% ../../nbs/evidence/36_plan.ipynb #36e00015
 def on_each_card(
-    specs: Sequence[RunSpec],  # Those with a student of `SHAPES` count
+    specs: Sequence[RunSpec],  # Those that `is_estimated` count
     tokens: dict[str, Tokens],  # By task
 ) -> list[dict]:  # card, memory_gb, gpu_hours (None: a student does not fit)
     "What runs take on each of `CARDS`."
     rows = []
     for name, card in CARDS.items():
-        costs = [Gpu(name).estimate(s, tokens[s.task]) for s in specs if s.student in SHAPES]
+        costs = [Gpu(name).estimate(s, tokens[s.task]) for s in specs if is_estimated(s)]
         fits = all(memory <= card.gb for memory, _ in costs)
         hours = round(sum(hours for _, hours in costs), 1) if fits else None
         rows.append(dict(card=name, memory_gb=card.gb, gpu_hours=hours))
@@ -538,7 +543,7 @@ def in_turn(
     rows, by_then = [], 0.0
     for (seed, figure, panel), specs in order.items():
         left = [s for s in specs if s in todo]
-        hours = sum(gpu.estimate(s, tokens[s.task])[1] for s in left if s.student in SHAPES)
+        hours = sum(gpu.estimate(s, tokens[s.task])[1] for s in left if is_estimated(s))
         by_then += hours
         about = dict(seed=seed, figure=figure, data=PANELS.get(panel, panel), runs=len(left))
         rows += [about | dict(gpu_hours=round(hours, 2), by_then=round(by_then, 2))] if left else []
@@ -558,7 +563,7 @@ def plan(
     local = records_here(folders.runs)
     published = read_results(results) if results else {}
     todo = [s for s in specs if not is_made(s, local, folders)]
-    tokens = {t: example_lengths(t, folders) for t in dict.fromkeys(s.task for s in todo if s.student in SHAPES)}
+    tokens = {t: example_lengths(t, folders) for t in dict.fromkeys(s.task for s in todo if is_estimated(s))}
     times = recorded_times([*local.values(), *published.values()])
     groups = [group_cost(some, tokens, times, gpu) for some in by_group(todo)]
     return dict(

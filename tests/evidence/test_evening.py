@@ -307,3 +307,8 @@ def test_before_any_run_no_claim_is_judged(tmp_path):
     assert {r['n'] for r in rows} == {0} and all(r['detail'] for r in rows)
     asked = {(r['id'], r['data']) for r in rows if r['verdict'] == 'undecided'}
     assert ('fig6-all-models', 'SVAMP') not in asked and any(i == 'fig4-all-sizes' for i, _ in asked)
+
+
+def test_a_pretrained_student_on_an_embedded_task_is_planned_without_an_estimate(main):
+    status, out, err = main('reproduce', 'fig4', '--preset', 'quick', '--dry-run', '--set', 'student=t5-v1_1-small')
+    assert (status, err) == (0, '') and 'CPU minutes not known' in out and 'dsbs weights get t5-v1_1-small' in out
