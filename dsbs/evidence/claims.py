@@ -800,6 +800,14 @@ ESNLI_CLAIMS = [
         asked=dict(other='standard', share=0.33),
         beside='compute',
     ),
+    esnli_claim(
+        'student',
+        'A student of half the width with step-by-step is as accurate as one of the full width with standard '
+        'finetuning, or less than 1 point below.',
+        'fig6_model_size_human',
+        smaller_student,
+        asked=dict(small='scratch-16x2', large='scratch-32x2', margin=AS_GOOD),
+    ),
 ]
 
 # %% ../../nbs/evidence/37_claims.ipynb #63d98501

@@ -336,10 +336,9 @@ def standin_setups() -> dict[str, Setup]:  # panel -> setup
         seeds=(0, 1, 2, 3, 4),
         sizes=tuple(MORE_ROWS),
         size=1.0,
-        equal_compute={1.0: 2.4},
+        students=STUDENTS,
+        equal_compute=dict.fromkeys(MORE_ROWS, 2.4),
         contents=('shuffled_within', 'scrambled', 'weight_0'),
-        formats=('answer_first',),
-        shares=(A_THIRD, 1.0),
     )
     return dict(esnli_standin=setup)
 
@@ -656,7 +655,7 @@ PAPER_FIGURES = {
         'Figure 5', 'Accuracy against data size, teacher labels', data_size_teacher, NOT_STANDIN | EVENING, own=True
     ),
     'fig6_model_size_human': Figure(
-        'Figure 6', 'Accuracy against model size, human labels', over_students, NOT_STANDIN | EVENING, own=True
+        'Figure 6', 'Accuracy against model size, human labels', over_students, ON_TWO | EVENING, own=True
     ),
     'fig7_model_size_teacher': Figure(
         'Figure 7',
