@@ -547,7 +547,7 @@ def split_gain(
     other: pd.DataFrame,
     limit: float | None = None,  # See `at_chance`
     together: str = 'seed',  # Runs with the same value belong together, if both sides have the same ones
-) -> dict[str, float]:  # gain and each of `PARTS`, with _low and _high; runs, left and leavers of ours and other
+) -> dict[str, float]:  # paired; gain and each of `PARTS`, with _low and _high; runs, left and leavers of each side
     "A gain split into what comes of starting and of generalising, with 95% intervals over runs."
     sides, row, found = dict(ours=ours.sort_values(together), other=other.sort_values(together)), {}, []
     for name, runs in sides.items():
@@ -556,6 +556,7 @@ def split_gain(
         row[f'leavers_{name}'] = float(accuracy[~stays].mean()) if not stays.all() else math.nan
         found.append((accuracy, stays))
     paired = ours[together].is_unique and [*sides['ours'][together]] == [*sides['other'][together]]
+    row['paired'] = paired
     for part, gain in part_gains(*found, paired).items():
         low, high = gain.interval()
         row |= {part: gain.mean, f'{part}_low': low, f'{part}_high': high}

@@ -620,7 +620,8 @@ def split_table(
         means = {
             f'mean of those, {name}': f'{row[f"leavers_{of}"]:.1f}'.replace('nan', '') for name, of in sides.items()
         }
-        rows.append(left | means | {part: span_text(row, part) for part in ('gain', *PARTS)})
+        pairs = {'runs in pairs': 'yes' if row['paired'] else 'no'}
+        rows.append(left | means | pairs | {part: span_text(row, part) for part in ('gain', *PARTS)})
     return pd.DataFrame(rows, found.index)
 
 # %% ../../nbs/evidence/39_study.ipynb #39200012

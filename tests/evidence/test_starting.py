@@ -13,6 +13,7 @@ import pytest
 from scipy.stats import binom
 
 from dsbs.evidence.statistics import PARTS, at_chance, part_gains, share_leaving, split_gain
+from dsbs.evidence.study import split_table
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = list(csv.DictReader((ROOT / 'reports' / 'independent_runs.csv').open(encoding='utf-8')))
@@ -48,6 +49,8 @@ def test_runs_that_belong_together_are_drawn_together():
     together, apart = split_gain(ours, other), split_gain(ours, runs([45.0, 55, 65, 75], range(4, 8)))
     assert together['gain_low'] == together['gain_high'] == pytest.approx(5)
     assert apart['gain_low'] < 0 < apart['gain_high'] and apart['gain'] == together['gain']
+    table = split_table(pd.DataFrame([together, apart]))
+    assert list(table['runs in pairs']) == ['yes', 'no']
 
 
 def test_too_few_runs_have_no_interval():
