@@ -14,8 +14,8 @@ __all__ = ['POINT', 'OURS', 'MEASURED', 'NO_CURVE', 'AS_GOOD', 'LABELS', 'ON_ALL
            'added_rows_help', 'weaker_teacher_helps', 'two_tasks_help', 'above_curve', 'mean_over_sizes',
            'above_over_sizes', 'no_gain', 'smaller_student', 'left_chance', 'sign_test', 'starts_more_often', 'Claim',
            'esnli_claim', 'runs_of', 'curves_asked', 'panels_asked', 'independent_panel', 'shorter_trainings',
-           'evening_panel', 'Question', 'empty_row', 'runs_lacking', 'answered', 'Look', 'look_at', 'judged', 'folded',
-           'as_one', 'questions_of', 'unasked_rows', 'panels_ready', 'judge']
+           'evening_panel', 'Question', 'empty_row', 'runs_lacking', 'unconverged_words', 'answered', 'Look', 'look_at',
+           'judged', 'folded', 'as_one', 'questions_of', 'unasked_rows', 'panels_ready', 'judge']
 
 # %% ../../nbs/evidence/37_claims.ipynb #9d2bcd39
 import math
@@ -59,6 +59,7 @@ from dsbs.evidence.statistics import (
     looked_twice,
     mean_differences,
     more_seeds,
+    not_converged,
     p_values,
     paired_differences,
     run_row,
@@ -71,7 +72,14 @@ from ..runs.specs import RunSpec
 # %% ../../nbs/evidence/37_claims.ipynb #51844587
 POINT = ('student', 'size', 'extra', 'rationale_share')  # What tells the points of a curve apart
 OURS = 'step_by_step'
-MEASURED = ('test_accuracy', 'majority_accuracy', 'n_test', 'data_seed', 'correct')  # As in `statistics.TIDY`
+MEASURED = (
+    'test_accuracy',
+    'majority_accuracy',
+    'n_test',
+    'data_seed',
+    'correct',
+    'converged',
+)  # As in `statistics.TIDY`
 
 
 @dataclass(frozen=True)
@@ -873,14 +881,9 @@ def independent_panel(
     return Panel(name, runs.assign(rationale_share=1.0), teacher, independent=True, lacks=lacks)
 
 # %% ../../nbs/evidence/37_claims.ipynb #37e00002
-def shorter_trainings(specs: Sequence[RunSpec], found: dict[RunSpec, dict | None]) -> str:
+def shorter_trainings(specs: Sequence[RunSpec]) -> str:
     "How much shorter than the paper's some trainings are, in words."
-    most, paper = max(s.max_steps for s in specs), RunSpec().max_steps
-    ended = [r['metrics'].get('converged') for s in specs if (r := found.get(s))]
-    early = sum(value is False for value in ended)
-    return f'at most {most:,} updates (paper: {paper:,})' + (
-        f', {early} of {len(ended)} not converged' if early else ''
-    )
+    return f'at most {max(s.max_steps for s in specs):,} updates (paper: {RunSpec().max_steps:,})'
 
 
 def evening_panel(
@@ -900,7 +903,7 @@ def evening_panel(
         return replace(panel, runs=panel.runs[:0])
     gone = sorted({s.train_fraction for s in theirs} - {s.train_fraction for s in specs})
     lacks = [f'no run at {", ".join(map(in_words, gone))}'] if gone and claim.check is every_point else []
-    return replace(panel, lacks='; '.join([*lacks, shorter_trainings(specs, found)]))
+    return replace(panel, lacks='; '.join([*lacks, shorter_trainings(specs)]))
 
 # %% ../../nbs/evidence/37_claims.ipynb #40a2a4ef
 @dataclass(frozen=True)
@@ -935,6 +938,13 @@ def runs_lacking(runs: pd.DataFrame) -> str:  # Empty where there are none
     lost, odd = int((~runs['made']).sum()), int((runs['made'] & runs['test_accuracy'].isna()).sum())
     kinds = {'missing': lost, 'without a finite accuracy': odd}
     return ', '.join(f'{n} of {len(runs)} runs {kind}' for kind, n in kinds.items() if n)
+
+
+def unconverged_words(runs: pd.DataFrame) -> str:  # Empty where there are none
+    "The runs of each of a claim's curves that had not converged."
+    early, made = not_converged(runs)['curve'].value_counts(), runs[runs['made']]['curve'].value_counts()
+    counts = [f'{early[curve]} of {made[curve]} of {curve}' for curve in made.index if curve in early]
+    return f'not converged: {", ".join(counts)}' if counts else ''
 
 # %% ../../nbs/evidence/37_claims.ipynb #37000057
 NOTHING = {HOLDS: 1.0, FAILS: 1.0}  # A line that says nothing
@@ -975,6 +985,7 @@ def look_at(
     else:
         found, line = answered(e), NOTHING if e.weakest.seeds < 2 else e.line
     lacking = [words for p in q.panels for words in (runs_lacking(p.runs), p.lacks)]
+    lacking += [unconverged_words(p.runs[p.runs['seed'] < seeds] if seeds else p.runs) for p in q.panels]
     detail = '; '.join(filter(None, (found['detail'], *lacking)))
     return Look(row | found | dict(detail=detail), line, e)
 

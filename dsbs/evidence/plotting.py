@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOOKS', 'THEME', 'AXES', 'FROM_ZERO', 'NOTHING_KNOWN', 'STAYS', 'PART_COLOR', 'PART_LOOKS', 'Look', 'curves_in',
-           'by_name', 'short_number', 'literal', 'finite', 'seeds_at', 'seeds_note', 'not_converged', 'gaps',
+           'by_name', 'short_number', 'literal', 'finite', 'seeds_at', 'seeds_note', 'unconverged_notes', 'gaps',
            'write_gaps', 'Beside', 'reference_lines', 'places', 'mark_places', 'hollow_points', 'circle_unconverged',
            'accuracy_curves', 'shared_legend', 'panels_figure', 'accuracy_table', 'finish_rows', 'write_gaps_below',
            'accuracy_rows', 'published_rows', 'Known', 'rows_figure', 'RunsPanel', 'draw_runs', 'draw_known',
@@ -26,6 +26,7 @@ from matplotlib import pyplot as plt
 from matplotlib import ticker
 from matplotlib.lines import Line2D
 
+from .statistics import best_before_the_end, not_converged
 from ..records import replacing
 
 # %% ../../nbs/evidence/38_plotting.ipynb #cd2e2019
@@ -163,14 +164,17 @@ def seeds_note(
     low, high = min(counts), max(counts)
     return f'n = {low} seeds' if low == high else f'n = {low} to {high} seeds'
 
-# %% ../../nbs/evidence/38_plotting.ipynb #38200002
-def not_converged(
-    frame: pd.DataFrame,  # From `statistics.tidy`
-) -> pd.DataFrame:
-    "The runs of which it is recorded that they had not converged."
-    return frame[[value is False for value in frame.get('converged', [None] * len(frame))]]
-
 # %% ../../nbs/evidence/38_plotting.ipynb #122782b1
+def unconverged_notes(
+    frame: pd.DataFrame,  # From `statistics.tidy`, of one panel
+) -> list[str]:
+    "How many runs had not converged, and for how many of them validation was best long before."
+    slow = not_converged(frame)
+    past = len(best_before_the_end(slow))
+    notes = [f'circled: not converged ({len(slow)} of {len(frame)} runs)'] if len(slow) else []
+    return notes + ([f'{past} of them validated best before their last quarter'] if past else [])
+
+
 def gaps(
     frame: pd.DataFrame,  # From `statistics.tidy`, of one panel
     missing: int = 0,  # Runs that should be there
@@ -181,8 +185,7 @@ def gaps(
     notes = [] if len(frame) else ['no runs yet']
     notes += [f'{missing} runs missing'] if missing else []
     notes += [f'{lost} runs without a number'] if lost else []
-    unconverged = len(not_converged(frame))
-    notes += [f'circled: not converged ({unconverged} of {len(frame)} runs)'] if unconverged else []
+    notes += unconverged_notes(frame)
     return notes + (['one seed: no error bars'] if set(seeds_at(frame, x)) == {1} else [])
 
 # %% ../../nbs/evidence/38_plotting.ipynb #bf1a0965
