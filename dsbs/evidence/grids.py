@@ -336,9 +336,10 @@ def standin_setups() -> dict[str, Setup]:  # panel -> setup
         seeds=(0, 1, 2, 3, 4),
         sizes=tuple(MORE_ROWS),
         size=1.0,
-        students=STUDENTS,
+        students=STUDENTS[:2],
         equal_compute=dict.fromkeys(MORE_ROWS, 2.4),
         contents=('shuffled_within', 'scrambled', 'weight_0'),
+        formats=('answer_first', 'rationale_as_input', 'mutual_information'),
     )
     return dict(esnli_standin=setup)
 
