@@ -172,7 +172,7 @@ def unconverged_notes(
     slow = not_converged(frame)
     past = len(best_before_the_end(slow))
     notes = [f'circled: not converged ({len(slow)} of {len(frame)} runs)'] if len(slow) else []
-    return notes + ([f'{past} of them validated best before their last quarter'] if past else [])
+    return notes + ([f'best validation earlier ({past} of them)'] if past else [])
 
 
 def gaps(
