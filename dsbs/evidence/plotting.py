@@ -354,7 +354,8 @@ def write_gaps_below(ax: plt.Axes, notes: Sequence[str]):
     "Write them below the label of the axis, where they hide no row."
     text = '\n'.join(notes).replace(' (', '\n(')
     place = dict(xycoords='axes fraction', textcoords='offset points', ha='center', va='top')
-    ax.annotate(text, (0.5, 0), (0, -38), fontsize=7, color='#a00000', **place)
+    if notes:
+        ax.annotate(text, (0.5, 0), (0, -38), fontsize=7, color='#a00000', **place)
 
 
 def accuracy_rows(
@@ -723,7 +724,8 @@ def passing_map(
         ax.set_yticklabels([short_number(n) for n in means.index], rotation=0)
     ax.set(xlabel=f'Training examples ({seeds_note(frame, ["parameters", "n_train"])})', ylabel=AXES['parameters'])
     ax.set_title(literal(beside.title), loc='left')
-    write_gaps(ax, gaps(frame, beside.missing, ['parameters', 'n_train']))
+    notes = gaps(frame, beside.missing, ['parameters', 'n_train'])
+    write_gaps_below(ax, [note.removeprefix('circled: ') for note in notes])  # A map has no points to circle
     if beside.teacher is None:
         note = "the teacher's accuracy is not known"
         ax.text(0.02, 0.98, note, transform=ax.transAxes, va='top', fontsize=7, color='#a00000')
