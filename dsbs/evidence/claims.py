@@ -794,11 +794,12 @@ ESNLI_CLAIMS = [
     *ESNLI_LABEL_CLAIMS,
     esnli_claim(
         'content',
-        'Step-by-step is above the same with rationales of other questions that have the same label.',
+        'Step-by-step is above the same with rationales of other questions that have the same label, though that has '
+        '2.4 times the updates.',
         'rationale_content',
         above_curve,
-        asked=dict(other='shuffled_within'),
-        curves=(OURS, 'shuffled_within'),
+        asked=dict(other='shuffled_within_longer'),
+        curves=(OURS, 'shuffled_within_longer'),
     ),
     esnli_claim(
         'share',

@@ -97,6 +97,7 @@ class Setup:
     step_by_step: RunSpec  # Settings of step-by-step, and of every other method that learns from rationales
     by_size: dict = field(default_factory=dict)  # (one of the two, size) -> settings chosen there
     by_student: dict = field(default_factory=dict)  # Student -> settings that it alone has
+    longer_contents: dict = field(default_factory=dict)  # Of `rationale_contents` -> times the updates, beside it
     more_updates: dict = field(default_factory=dict)  # Size, student or rationales -> times the updates
     unit: str = 'n_train'  # What sizes are: "n_train" or "train_fraction"
     seeds: tuple = (0, 1, 2)
@@ -336,9 +337,10 @@ def standin_setups() -> dict[str, Setup]:  # panel -> setup
         seeds=(0, 1, 2, 3, 4),
         sizes=tuple(MORE_ROWS),
         size=1.0,
-        students=STUDENTS[:2],
+        students=STUDENTS,
         equal_compute=dict.fromkeys(MORE_ROWS, 2.4),
         contents=('shuffled_within', 'scrambled', 'weight_0'),
+        longer_contents=dict(shuffled_within=2.4),
         formats=('answer_first', 'rationale_as_input', 'mutual_information'),
     )
     return dict(esnli_standin=setup)
@@ -531,13 +533,14 @@ WITH_ALL_SEEDS = ('shuffled_within', 'scrambled')  # Contents
 
 
 def rationale_contents(setup: Setup) -> dict[str, list[RunSpec]]:
-    "Step-by-step with other rationales."
+    "Step-by-step with other rationales, some also with more updates."
     changes, few = content_changes(setup), beside(setup)
     others = {
         curve: curve_of(setup if curve in WITH_ALL_SEEDS else few, 'step_by_step', **changes[curve])
         for curve in setup.contents
     }
-    return dict(standard=curve_of(setup, 'standard'), step_by_step=curve_of(setup, 'step_by_step')) | others
+    curves = dict(standard=curve_of(setup, 'standard'), step_by_step=curve_of(setup, 'step_by_step')) | others
+    return curves | {f'{curve}_longer': longer(curves[curve], times) for curve, times in setup.longer_contents.items()}
 
 # %% ../../nbs/evidence/34_grids.ipynb #f6ab0034
 def rationale_weights(setup: Setup) -> dict[str, list[RunSpec]]:

@@ -6,9 +6,10 @@
 __all__ = ['AS_IN_THE_PAPER', 'THEIRS', 'THEIR_ROW', 'SIZES_FIGURE', 'SHOWN_TASKS', 'SHOWN_CURVES', 'OUR_ROW', 'FLAGS',
            'COMPARED', 'NUMBER', 'ASKED_BY_ID', 'CQA_PANEL', 'ANLI_PANEL', 'INFORMATION', 'ESNLI', 'their_panels',
            'write_heading', 'draw_theirs', 'OurRuns', 'our_runs', 'student_factor', 'draw_ours', 'headline_figure',
-           'write_headline', 'outcome', 'tenths', 'measured', 'flagged', 'compared', 'Sentence', 'panel_of', 'answer',
-           'over_shares', 'independent_mean_gain', 'paper_scale', 'result_sentence', 'mean_sentence', 'start_sentence',
-           'content_sentence', 'headline_sentences', 'as_markdown']
+           'write_headline', 'outcome', 'tenths', 'measured', 'flagged', 'compared', 'Sentence', 'made_panel',
+           'panel_of', 'answer', 'over_shares', 'independent_mean_gain', 'paper_scale', 'result_sentence',
+           'mean_sentence', 'start_sentence', 'control_harm', 'content_gain', 'content_sentence', 'headline_sentences',
+           'as_markdown']
 
 # %% ../../nbs/evidence/40_headline.ipynb #40000004
 import re
@@ -43,6 +44,7 @@ from dsbs.evidence.statistics import (
 from .study import TWO_METHODS, independent_panel, independent_starts, splits
 from ..records import canonical_json
 from ..runs.experiments import read_results
+from ..runs.specs import RunSpec
 
 # %% ../../nbs/evidence/40_headline.ipynb #40000007
 AS_IN_THE_PAPER = f"{BASE} and {HUMAN} and teacher in ('', 'PaLM 540B')"
@@ -201,17 +203,21 @@ class Sentence:
 ASKED_BY_ID = {claim.id: (claim, preset) for preset in ('embedded', 'standin') for claim in ASKED[preset]}
 
 
-def panel_of(
-    name: str,  # Of a claim
+def made_panel(
     panel: str,
+    curves: dict[str, list[RunSpec]],
     found: dict[str, dict],  # From `experiments.read_results`
 ) -> Panel | None:  # None: a run is missing
+    "Some curves of a panel with their records."
+    records = {s: found.get(canonical_json(asdict(s))) for s in specs_of({panel: curves})}
+    made = make_panel(panel, curves, records)
+    return made if made.runs['test_accuracy'].notna().all() else None
+
+
+def panel_of(name: str, panel: str, found: dict[str, dict]) -> Panel | None:
     "The panel that a claim is asked of."
     claim, preset = ASKED_BY_ID[name]
-    curves = panels_asked(claim, preset)[panel]
-    records = {s: found.get(canonical_json(asdict(s))) for s in specs_of({panel: curves})}
-    asked = make_panel(panel, curves, records)
-    return asked if asked.runs['test_accuracy'].notna().all() else None
+    return made_panel(panel, panels_asked(claim, preset)[panel], found)
 
 
 def answer(name: str, panel: str, found: dict[str, dict]) -> Gain | None:
@@ -293,15 +299,31 @@ def start_sentence(found: dict[str, dict]) -> Sentence | None:
     return Sentence(text, SIZES_FIGURE)
 
 # %% ../../nbs/evidence/40_headline.ipynb #40000048
+def control_harm(panel: str, found: dict[str, dict]) -> Gain | None:  # None: a run is missing
+    "What rationales shuffled within the label lose to standard finetuning."
+    wanted = grid('rationale_content', 'embedded')[panel]
+    pair = {curve: wanted[curve] for curve in ('standard', 'shuffled_within')}
+    made = made_panel(panel, pair, found)
+    return paired_differences(*(made.runs[made.runs['curve'] == curve] for curve in pair)).gain if made else None
+
+
+def content_gain(panel: str, found: dict[str, dict], unit: str = '') -> str:
+    "What step-by-step is ahead of the shuffled control, and how much of it is the control's harm."
+    gain, harm = answer('emb-content', panel, found), control_harm(panel, found)
+    part = f' ({tenths(harm.mean)} of it harm)' if harm and outcome(gain) == outcome(harm) == 'ahead' else ''
+    return f'{panel} {flagged(gain, unit)}{part}'
+
+
 def content_sentence(found: dict[str, dict]) -> Sentence | None:
     "What the content of rationales is worth."
-    gains = [answer('emb-content', panel, found) for panel in SHOWN_TASKS]
     control, margin = answer('emb-control', 'weight_untold', found), ASKED_BY_ID['emb-control'][0].on['weight_untold']
-    if None in (*gains, control):
+    if None in (control, *(answer('emb-content', panel, found) for panel in SHOWN_TASKS)):
         return None
-    same_kind, heavier_than = flagged(gains[0], ' points'), flagged(gains[1])
-    text = f'Content: against same-label shuffled rationales {same_kind} on same_kind, {heavier_than} on heavier_than; '
-    return Sentence(f'{text}negative control {flagged(control, **margin)}.', 'rationale_content')
+    gains = ', '.join(
+        content_gain(panel, found, unit) for panel, unit in zip(SHOWN_TASKS, (' points', ''), strict=True)
+    )
+    text = f'Content, against same-label shuffled rationales: {gains}'
+    return Sentence(f'{text}; negative control {flagged(control, **margin)}.', 'rationale_content')
 
 # %% ../../nbs/evidence/40_headline.ipynb #40000050
 def headline_sentences(

@@ -295,6 +295,7 @@ TEMPLATES['screens.css'] = """
     display: grid; grid-template-columns: 6.5rem minmax(0, 1fr); white-space: normal !important;
     padding-top: .1rem; padding-bottom: .1rem
   }
+  .claims tbody tr:last-child td:not(:last-child) { padding-bottom: .1rem }
   .claims td[data-label]::before { content: attr(data-label); color: var(--soft); font-size: .82rem }
   .claims td[data-label="Scale"] { border-top: 1px dashed var(--line); margin-top: .5rem; padding-top: .5rem }
   .card { padding: .4rem }

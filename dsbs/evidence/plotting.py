@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['LOOKS', 'THEME', 'AXES', 'FROM_ZERO', 'NOTHING_KNOWN', 'STAYS', 'PART_COLOR', 'PART_LOOKS', 'Look', 'curves_in',
            'by_name', 'short_number', 'literal', 'finite', 'seeds_at', 'seeds_note', 'unconverged_notes', 'gaps',
-           'write_gaps', 'Beside', 'reference_lines', 'places', 'mark_places', 'hollow_points', 'circle_unconverged',
-           'accuracy_curves', 'shared_legend', 'panels_figure', 'accuracy_table', 'finish_rows', 'write_gaps_below',
+           'write_gaps', 'write_gaps_below', 'Beside', 'reference_lines', 'places', 'mark_places', 'hollow_points',
+           'circle_unconverged', 'accuracy_curves', 'shared_legend', 'panels_figure', 'accuracy_table', 'finish_rows',
            'accuracy_rows', 'published_rows', 'Known', 'rows_figure', 'RunsPanel', 'draw_runs', 'draw_known',
            'write_at_chance', 'runs_note', 'runs_panel', 'runs_figure', 'StartPanel', 'draw_starts', 'draw_parts',
            'starts_figure', 'leaving_rows', 'leaving_figure', 'search_rows', 'search_figure', 'cell_means',
@@ -50,6 +50,7 @@ LOOKS = {
     'step_by_step': Look('Distilling step-by-step', '#0072B2', 'o'),
     'shuffled': Look('Step-by-step, rationales shuffled', '#56B4E9', 'v', '--'),
     'shuffled_within': Look('Step-by-step, shuffled within the label', '#6699CC', '^', '--'),
+    'shuffled_within_longer': Look('Step-by-step, shuffled within, 2.4 times the updates', '#6699CC', '>', ':'),
     'scrambled': Look('Step-by-step, words scrambled', '#EE3377', 'v', '--'),
     'random': Look('Step-by-step, random words', '#999999', '<', '--'),
     'uninformed': Look('Step-by-step, teacher that guesses', '#882255', 'd', '--'),
@@ -196,6 +197,14 @@ def write_gaps(ax: plt.Axes, notes: Sequence[str]):
     if notes:
         ax.text(0.98, 0.02, '\n'.join(notes), fontsize=7, color='#a00000', bbox=ground, **place)
 
+# %% ../../nbs/evidence/38_plotting.ipynb #4958fe02
+def write_gaps_below(ax: plt.Axes, notes: Sequence[str]):
+    "Write them below the label of the axis, where they hide nothing."
+    text = '\n'.join(notes).replace(' (', '\n(')
+    place = dict(xycoords='axes fraction', textcoords='offset points', ha='center', va='top')
+    if notes:
+        ax.annotate(text, (0.5, 0), (0, -38), fontsize=7, color='#a00000', **place)
+
 # %% ../../nbs/evidence/38_plotting.ipynb #efb71eec
 @dataclass(frozen=True)
 class Beside:
@@ -283,7 +292,7 @@ def accuracy_curves(
         mark_places(ax, at, x)
     reference_lines(ax, beside)
     ax.set(xlabel=f'{AXES[x]}\n({seeds_note(frame, [x])})', ylabel='Test accuracy (%)')
-    write_gaps(ax, gaps(frame, beside.missing, [x]))
+    write_gaps_below(ax, gaps(frame, beside.missing, [x]))
     ax.set_title(literal(beside.title), loc='left')
     return ax
 
@@ -320,6 +329,8 @@ def panels_figure(
     for ax, panel in zip(axes[0], panels, strict=True):
         accuracy_curves(ax, frame[frame['panel'] == panel], x, (beside or {}).get(panel, Beside(panel)))
         ax.label_outer(remove_inner_ticks=False)
+    if any(ax.texts for ax in axes[0]):
+        fig.set_figheight(3.5)  # Room for what is written below
     shared_legend(fig, axes[0], ncols=2 if len(panels) < 3 else 3)
     return fig
 
@@ -350,14 +361,6 @@ def finish_rows(ax: plt.Axes, curves: Sequence[str], title: str, names: bool = T
     ax.set_title(literal(title.replace(': ', ':\n').replace(', ', ',\n')), loc='left')
 
 # %% ../../nbs/evidence/38_plotting.ipynb #43aae71b
-def write_gaps_below(ax: plt.Axes, notes: Sequence[str]):
-    "Write them below the label of the axis, where they hide no row."
-    text = '\n'.join(notes).replace(' (', '\n(')
-    place = dict(xycoords='axes fraction', textcoords='offset points', ha='center', va='top')
-    if notes:
-        ax.annotate(text, (0.5, 0), (0, -38), fontsize=7, color='#a00000', **place)
-
-
 def accuracy_rows(
     ax: plt.Axes,
     frame: pd.DataFrame,  # From `statistics.tidy`, of one panel

@@ -29,6 +29,7 @@ from ..data.embedded import EMBEDDED
 from ..data.paper import PAPER
 from ..data.tasks import load_task
 from dsbs.evidence.grids import (
+    EMBEDDED_BASE,
     FIGURES,
     PANELS,
     PAPER_PANELS,
@@ -487,7 +488,11 @@ def updates_fact(specs: Sequence[RunSpec]) -> str:
 def rate_fact(specs: Sequence[RunSpec]) -> str:
     "The learning rate and its schedule."
     rates = f'{span({s.learning_rate for s in specs}, "{:g}")}, {distinct_values(specs, "schedule")}'
-    return f'{rates}; chosen for each method on validation' if any(map(was_chosen, specs)) else rates
+    if not any(map(was_chosen, specs)):
+        return rates
+    chosen = f'{rates}; chosen for each method on validation'
+    others = len({s.student for s in specs}) > 1
+    return f'{chosen}, with {EMBEDDED_BASE.student}; other widths take them over' if others else chosen
 
 # %% ../../nbs/evidence/35_published.ipynb #f6ab0078
 FACTS = {

@@ -101,6 +101,9 @@ from ..records import find_folders, one_of, read_jsonl, write_jsonl
 from ..runs.experiments import read_results
 from ..runs.specs import ADDED, RunSpec
 
+# %% ../../nbs/evidence/39_study.ipynb #6a366d02
+pd.set_option('display.max_colwidth', None, 'display.max_rows', 100)
+
 # %% ../../nbs/evidence/39_study.ipynb #3130fb6c
 @dataclass(frozen=True)
 class FigureAsked:
@@ -182,6 +185,7 @@ TERMS = {  # Panel or curve -> its sentence
     'weaker_teacher': "learns the weaker teacher's rationales.",
     'shuffled': 'has rationales that belong to other questions.',
     'shuffled_within': 'has rationales that belong to other questions with the same label.',
+    'shuffled_within_longer': 'has the same rationales and more updates; see the table of runs.',
     'scrambled': 'has the words of each rationale in random order.',
     'weight_0': 'learns labels alone, with the settings of step-by-step.',
     'answer_first': 'learns the label and then the rationale as one target, and is asked for the label alone.',

@@ -219,14 +219,22 @@ def start(rows):
 def content(rows):
     numbers = []
     for task in ('same_kind', 'heavier_than'):
-        ours, other = (
-            runs_of(rows, task=task, method='step_by_step', student='scratch-32x2', rationales=rationales)
-            for rationales in ('teacher', 'shuffled_within')
+        ours, other, standard = (
+            runs_of(rows, task=task, student='scratch-32x2', **settings)
+            for settings in (
+                dict(method='step_by_step'),
+                dict(method='step_by_step', rationales='shuffled_within'),
+                dict(method='standard'),
+            )
         )
         if not other:
             return None
         (size,) = other
-        numbers += student(list(by_seed(*(accuracies(side[size], shortest) for side in (ours, other))).values()))
+        above = [
+            by_seed(accuracies(side[size], shortest), accuracies(other[size], shortest)) for side in (ours, standard)
+        ]
+        gain, harm = (student(list(values.values())) for values in above)
+        numbers += [*gain, *([harm[0]] if min(gain[1], harm[1]) > 0 else [])]
     sides = both_methods(rows, task='weight_untold', student='scratch-32x2')
     if sides is None:
         return None
