@@ -109,5 +109,5 @@ def test_a_run_that_is_missing_takes_its_sentences_away(tmp_path):
     assert len(kept) < len(rows)
     path.write_text(''.join(json.dumps(r) + '\n' for r in kept), encoding='utf-8')
     said = [s.partition(' ')[0] for s in in_readme(front_page(reports))]
-    assert said == ['Step-by-step', 'Starting', 'Content:', 'e-SNLI']
+    assert said == ['Step-by-step', 'Starting', 'Content,', 'e-SNLI']
     assert 'on our benchmark' not in in_readme(front_page(reports))[0]

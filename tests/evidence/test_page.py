@@ -174,7 +174,7 @@ def rows_of(reports):
 
 def says(a):
     "What a cell's curve and figure say of its runs: method, rationales, labels' source, where the task is named."
-    curve, figure = a['data-curve'], a['data-figure']
+    curve, figure = a['data-curve'].removesuffix('_longer'), a['data-figure']
     method = (
         curve.partition(' ')[0]
         if a['data-preset'] == 'search'
