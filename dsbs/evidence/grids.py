@@ -340,7 +340,7 @@ def standin_setups() -> dict[str, Setup]:  # panel -> setup
         students=STUDENTS,
         equal_compute=dict.fromkeys(MORE_ROWS, 2.4),
         contents=('shuffled_within', 'scrambled', 'weight_0'),
-        longer_contents=dict(shuffled_within=2.4),
+        longer_contents=dict(step_by_step=2.4, shuffled_within=2.4),
         formats=('answer_first', 'rationale_as_input', 'mutual_information'),
     )
     return dict(esnli_standin=setup)

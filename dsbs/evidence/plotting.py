@@ -48,6 +48,7 @@ LOOKS = {
     'standard': Look('Standard finetuning', '#E69F00', 's'),
     'task_distillation': Look('Standard task distillation', '#E69F00', 'D'),
     'step_by_step': Look('Distilling step-by-step', '#0072B2', 'o'),
+    'step_by_step_longer': Look('Step-by-step, 2.4 times the updates', '#0072B2', '>', ':'),
     'shuffled': Look('Step-by-step, rationales shuffled', '#56B4E9', 'v', '--'),
     'shuffled_within': Look('Step-by-step, shuffled within the label', '#6699CC', '^', '--'),
     'shuffled_within_longer': Look('Step-by-step, shuffled within, 2.4 times the updates', '#6699CC', '>', ':'),

@@ -183,6 +183,7 @@ TERMS = {  # Panel or curve -> its sentence
     'equal_compute': 'has as many more updates as make up for the cost of a second task; see the table of runs.',
     'single_task': 'learns the rationale and then the label as one target.',
     'weaker_teacher': "learns the weaker teacher's rationales.",
+    'step_by_step_longer': 'has as many updates as the longer of the shuffled controls.',
     'shuffled': 'has rationales that belong to other questions.',
     'shuffled_within': 'has rationales that belong to other questions with the same label.',
     'shuffled_within_longer': 'has the same rationales and more updates; see the table of runs.',
