@@ -8,7 +8,7 @@ __all__ = ['AS_IN_THE_PAPER', 'THEIRS', 'THEIR_ROW', 'SIZES_FIGURE', 'SHOWN_TASK
            'write_heading', 'draw_theirs', 'OurRuns', 'our_runs', 'student_factor', 'draw_ours', 'headline_figure',
            'write_headline', 'outcome', 'tenths', 'measured', 'flagged', 'compared', 'Sentence', 'made_panel',
            'panel_of', 'answer', 'over_shares', 'independent_mean_gain', 'paper_scale', 'result_sentence',
-           'mean_sentence', 'start_sentence', 'control_harm', 'content_gain', 'content_sentence', 'headline_sentences',
+           'mean_sentence', 'start_sentence', 'control_harm', 'with_harm', 'content_sentence', 'headline_sentences',
            'as_markdown']
 
 # %% ../../nbs/evidence/40_headline.ipynb #40000004
@@ -307,23 +307,26 @@ def control_harm(panel: str, found: dict[str, dict]) -> Gain | None:  # None: a 
     return paired_differences(*(made.runs[made.runs['curve'] == curve] for curve in pair)).gain if made else None
 
 
-def content_gain(panel: str, found: dict[str, dict], unit: str = '') -> str:
-    "What step-by-step is ahead of the shuffled control, and how much of it is the control's harm."
-    gain, harm = answer('emb-content', panel, found), control_harm(panel, found)
-    part = f' ({tenths(harm.mean)} of it harm)' if harm and outcome(gain) == outcome(harm) == 'ahead' else ''
-    return f'{panel} {flagged(gain, unit)}{part}'
+def with_harm(
+    gain: Gain,  # Of step-by-step over the control
+    harm: Gain | None,
+    unit: str = '',
+) -> str:
+    "A gain, and how much of it is the control's harm, where both are ahead of zero."
+    known = harm and outcome(gain) == outcome(harm) == 'ahead'
+    return flagged(gain, unit) + (f' ({tenths(min(gain.mean, harm.mean))} of it harm)' if known else '')
 
 
 def content_sentence(found: dict[str, dict]) -> Sentence | None:
     "What the content of rationales is worth."
+    gains = [answer('emb-content', panel, found) for panel in SHOWN_TASKS]
     control, margin = answer('emb-control', 'weight_untold', found), ASKED_BY_ID['emb-control'][0].on['weight_untold']
-    if None in (control, *(answer('emb-content', panel, found) for panel in SHOWN_TASKS)):
+    if None in (*gains, control):
         return None
-    gains = ', '.join(
-        content_gain(panel, found, unit) for panel, unit in zip(SHOWN_TASKS, (' points', ''), strict=True)
-    )
-    text = f'Content, against same-label shuffled rationales: {gains}'
-    return Sentence(f'{text}; negative control {flagged(control, **margin)}.', 'rationale_content')
+    harms = [control_harm(panel, found) for panel in SHOWN_TASKS]
+    same_kind, heavier_than = map(with_harm, gains, harms, (' points', ''))
+    text = f'Content, against same-label shuffled rationales: same_kind {same_kind}, heavier_than {heavier_than}; '
+    return Sentence(f'{text}negative control {flagged(control, **margin)}.', 'rationale_content')
 
 # %% ../../nbs/evidence/40_headline.ipynb #40000050
 def headline_sentences(

@@ -234,7 +234,7 @@ def content(rows):
             by_seed(accuracies(side[size], shortest), accuracies(other[size], shortest)) for side in (ours, standard)
         ]
         gain, harm = (student(list(values.values())) for values in above)
-        numbers += [*gain, *([harm[0]] if min(gain[1], harm[1]) > 0 else [])]
+        numbers += [*gain, *([min(gain[0], harm[0])] if min(gain[1], harm[1]) > 0 else [])]
     sides = both_methods(rows, task='weight_untold', student='scratch-32x2')
     if sides is None:
         return None
