@@ -186,7 +186,7 @@ TERMS = {  # Panel or curve -> its sentence
     'step_by_step_longer': 'has as many updates as the longer of the shuffled controls.',
     'shuffled': 'has rationales that belong to other questions.',
     'shuffled_within': 'has rationales that belong to other questions with the same label.',
-    'shuffled_within_longer': 'has the same rationales and more updates; see the table of runs.',
+    'shuffled_within_longer': 'has such rationales too, and more updates; see the table of runs.',
     'scrambled': 'has the words of each rationale in random order.',
     'weight_0': 'learns labels alone, with the settings of step-by-step.',
     'answer_first': 'learns the label and then the rationale as one target, and is asked for the label alone.',
