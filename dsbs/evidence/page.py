@@ -41,6 +41,7 @@ from dsbs.evidence.published import (
     PAPER_TABLES,
     REPRODUCTIONS,
     read_independent,
+    searched_with,
     shown_runs,
 )
 from .statistics import mean_interval
@@ -344,6 +345,7 @@ def panel_note(panel: str, points: Sequence[Point]) -> dict:
         n=range_text({len(p.values) for p in points}),
         teacher=next((r['teacher'] for r in runs if r.get('teacher')), 'none'),
         rows=runs[0].get('stand_in') or '',
+        searched=searched_with([RunSpec(**r['spec']) for r in runs]),
     )
 
 # %% ../../nbs/evidence/42_page.ipynb #828828c5
@@ -546,7 +548,8 @@ TEMPLATES['measured'] = """
 {% for note in m.notes %}
 <li><b>{{ note.name }}</b>: {{ note.questions }} test questions (sampling error of one accuracy: at most
 {{ note.error }} points), always the commonest label {{ note.chance }}%, n = {{ note.n }} a point, teacher:
-<bdi>{{ note.teacher }}</bdi>.{% if note.rows %} <bdi>{{ note.rows }}.</bdi>{% endif %}</li>
+<bdi>{{ note.teacher }}</bdi>.{% if note.rows %} <bdi>{{ note.rows }}.</bdi>{% endif %}
+{% if note.searched %} Settings were searched {{ note.searched }}.{% endif %}</li>
 {% endfor %}
 </ul>
 {% for t in m.tables %}{{ table(t) }}{% endfor %}
@@ -1025,7 +1028,8 @@ our own runs of small students on generated tasks. The sentences below say what 
 </ul>
 <p class="making">Gains are points of test accuracy, means over sizes (content: at one size), with 95% intervals over
 seeds and, where runs share them, questions. Undecided: the interval holds zero. Equivalent: it lies within 2 points of
-zero. Each interval stands alone; the verdicts below count all lines.
+zero. Harm: shuffled rationales end below standard finetuning. Each interval stands alone; the verdicts below count all
+lines.
 Other people's runs are lines of <code>reports/independent_runs.csv</code>.</p>
 {% else %}
 <p class="nothing">No run is published yet.</p>

@@ -11,10 +11,10 @@ __all__ = ['PAPER_STANDARD', 'PAPER_STEP_BY_STEP', 'PAPER_TABLES', 'OREGON', 'OR
            'read_independent', 'at_usual_rate', 'independent_means', 'runs_with', 'correspond', 'independent_gain',
            'labels_alone', 'independent_gains', 'RunsShown', 'places_of', 'shown_runs', 'known_points', 'known_beside',
            'kind_of_data', 'data_fact', 'span', 'student_fact', 'teacher_behind', 'teacher_fact', 'sizes_fact',
-           'labels_fact', 'updates_fact', 'rate_fact', 'paper_specs', 'data_panels', 'controls_of', 'compared_facts',
-           'panels_compared', 'differences', 'describe_split', 'describe', 'read_described', 'keep_described',
-           'teacher_lines', 'read_machines', 'made_on', 'by_point', 'drawn_points', 'same_place', 'gains_in',
-           'drawn_gains', 'Moves', 'frame_at', 'mean_moves', 'gain_moves', 'compare_machines']
+           'labels_fact', 'updates_fact', 'searched_with', 'rate_fact', 'paper_specs', 'data_panels', 'controls_of',
+           'compared_facts', 'panels_compared', 'differences', 'describe_split', 'describe', 'read_described',
+           'keep_described', 'teacher_lines', 'read_machines', 'made_on', 'by_point', 'drawn_points', 'same_place',
+           'gains_in', 'drawn_gains', 'Moves', 'frame_at', 'mean_moves', 'gain_moves', 'compare_machines']
 
 # %% ../../nbs/evidence/35_published.ipynb #35000001
 from collections import Counter
@@ -485,14 +485,18 @@ def updates_fact(specs: Sequence[RunSpec]) -> str:
     return f'at most {fact}; ends after {span(patience)} without a better validation accuracy' if patience else fact
 
 
+def searched_with(specs: Sequence[RunSpec]) -> str:
+    "With which student settings were searched, where others take them over; else empty."
+    several = len({s.student for s in specs}) > 1 and any(map(was_chosen, specs))
+    return f'with {EMBEDDED_BASE.student}; other widths take them over' if several else ''
+
+
 def rate_fact(specs: Sequence[RunSpec]) -> str:
     "The learning rate and its schedule."
     rates = f'{span({s.learning_rate for s in specs}, "{:g}")}, {distinct_values(specs, "schedule")}'
     if not any(map(was_chosen, specs)):
         return rates
-    chosen = f'{rates}; chosen for each method on validation'
-    others = len({s.student for s in specs}) > 1
-    return f'{chosen}, with {EMBEDDED_BASE.student}; other widths take them over' if others else chosen
+    return ', '.join(filter(None, [f'{rates}; chosen for each method on validation', searched_with(specs)]))
 
 # %% ../../nbs/evidence/35_published.ipynb #f6ab0078
 FACTS = {

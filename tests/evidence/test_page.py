@@ -228,6 +228,13 @@ def check_numbers(reports, text):
     return cells
 
 
+def test_only_a_figure_over_widths_says_with_which_student_settings_were_searched(tmp_path):
+    reports = reports_of(tmp_path, [record(s) for s in all_specs('standin')])
+    sections = page_html(reports, CLAIMS).split('<section')
+    saying = {re.search(r'id="(\w+)"', part)[1] for part in sections if 'other widths take them over' in part}
+    assert saying == {'fig6_model_size_human'}
+
+
 def test_numbers_of_all_figures_are_those_of_the_records(tmp_path):
     presets = 'quick', 'embedded', 'standin', 'search'
     specs = all_specs(*presets)
