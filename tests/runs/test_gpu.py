@@ -68,7 +68,7 @@ def test_a_student_with_a_head_of_its_own_is_stopped_and_goes_on(card, dsbs, tmp
     assert rest['history'][-1]['loss'] == pytest.approx(whole['history'][-1]['loss'], rel=0.02)
 
 
-@pytest.mark.parametrize('kind', ['train', 'evaluate', 'all'])
+@pytest.mark.parametrize('kind', ['train', 'evaluate', pytest.param('all', marks=pytest.mark.slow)])  # It compiles
 def test_bench_measures_it(card, dsbs, kind):
     few = ['--repeats', '1', '--steps', '1', '--batch-size', '8'][: 2 if kind == 'evaluate' else 6]
     status, out, err = dsbs('bench', kind, '--task', 'same_kind', '--student', '77M', '--json', *few)
