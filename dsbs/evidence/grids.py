@@ -341,7 +341,7 @@ def standin_setups() -> dict[str, Setup]:  # panel -> setup
         equal_compute=dict.fromkeys(MORE_ROWS, 2.4),
         contents=('shuffled_within', 'scrambled', 'weight_0'),
         longer_contents=dict(step_by_step=2.4, shuffled_within=2.4),
-        formats=('answer_first', 'rationale_as_input', 'mutual_information'),
+        words=(6, 10),
     )
     return dict(esnli_standin=setup)
 
@@ -694,7 +694,7 @@ FIGURES = PAPER_FIGURES | {
         '',
         'How long a rationale may be',
         rationale_lengths,
-        {},  # Embedded rationales have few words, and e-SNLI's runs are not made
+        dict(standin=STANDIN_PANELS),  # Embedded rationales have few words
         own=True,
         smoke='quick_weight_untold',
     ),

@@ -59,6 +59,7 @@ LOOKS = {
     'human': Look('Step-by-step, human explanations', '#117733', 'h'),
     'agreeing': Look('Step-by-step, only where the teacher is right', '#332288', '>'),
     'a_third': Look('Step-by-step, a third of the rationales', '#0072B2', 'd', '--'),
+    'words_6': Look('Step-by-step, rationales of at most 6 words', '#882255', 'v'),
     'words_10': Look('Step-by-step, rationales of at most 10 words', '#88CCEE', '<'),
     'words_20': Look('Step-by-step, rationales of at most 20 words', '#44AA99', '<'),
     'words_40': Look('Step-by-step, rationales of at most 40 words', '#117733', '>'),
