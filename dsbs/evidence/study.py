@@ -368,14 +368,15 @@ class Drawn(Measured):
 def maps_figure(drawn: Drawn, curves: Sequence[str]) -> plt.Figure:
     "A heat map for each panel and curve."
     panels = list(drawn.found) or ['']
-    size = (6.6, 0.9 + 1.5 * len(panels))
+    size = (6.6, 0.9 + 1.6 * len(panels))
     fig, axes = plt.subplots(len(panels), len(curves), figsize=size, layout='constrained', squeeze=False)
     for row, panel in zip(axes, panels, strict=True):
         beside = drawn.beside.get(panel, Beside())
+        panel_name = f'{beside.title}\n' if beside.title else ''
         teacher = f' (teacher {beside.teacher:.1f}%)' if beside.teacher else ''
         for ax, curve in zip(row, curves, strict=True):
             runs = drawn.frame.query('panel == @panel and curve == @curve')
-            passing_map(ax, runs, replace(beside, title=LOOKS[curve].name + teacher))
+            passing_map(ax, runs, replace(beside, title=panel_name + LOOKS[curve].name + teacher))
     return fig
 
 # %% ../../nbs/evidence/39_study.ipynb #03e551f1

@@ -235,6 +235,15 @@ def test_only_a_figure_over_widths_says_with_which_student_settings_were_searche
     assert saying == {'fig6_model_size_human'}
 
 
+def test_only_figures_with_standard_errors_speak_of_them(published):
+    """Those of runs that others drew, such as the same runs on two machines, have intervals or nothing, and say so
+    themselves."""
+    sections = (published / 'reports' / 'index.html').read_text().split('<section')
+    saying = {re.search(r'id="(\w+)"', part)[1] for part in sections if 'Error bars are' in part}
+    trained = {name for name, figure in FIGURES.items() if figure.curves}
+    assert saying == trained - {'fig1_headline', 'search'}
+
+
 def test_numbers_of_all_figures_are_those_of_the_records(tmp_path):
     presets = 'quick', 'embedded', 'standin', 'search'
     specs = all_specs(*presets)
