@@ -22,6 +22,7 @@ USUAL = dict(
     rationales='teacher',
     keep='all',
     rationale_share=1.0,
+    rationale_words=None,
     rationale_weight=1.0,
     mutual_information=0.0,
     task_prefix='encoder',
