@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['TRAINED_WITH', 'CONTENTS', 'FORMATS', 'A_THIRD', 'SEARCH', 'EMBEDDED_BASE', 'UPDATES', 'FIRST_UPDATES', 'VALIDATIONS',
-           'ROUNDS', 'FIRST_SEEDS', 'N_FINALISTS', 'CONVERGED', 'SIZES', 'SECOND_ROUND_AT', 'STANDARD_ALONE',
-           'MORE_ROWS', 'FIRST_ROUND_AT', 'CONTROLS_AT', 'FINALISTS', 'CHOSEN', 'EQUAL_COMPUTE', 'EMBEDDED_SEEDS',
-           'SIMULATED', 'STUDENTS', 'MORE_UPDATES', 'QUICK_SETTINGS', 'QUICK_UPDATES', 'STANDIN_BASE', 'PRETRAINED',
-           'GPT_NEOX', 'ASDIV', 'PASSED_AGAIN', 'EVENING_STUDENTS', 'EVENING_UPDATES', 'EVENING_RATE', 'EIGHTH',
-           'SETUPS', 'OWN_BASE', 'SHARED_TERM', 'WITH_ALL_SEEDS', 'EMBEDDED_PANELS', 'QUICK_PANELS', 'STANDIN_PANELS',
+           'ROUNDS', 'FIRST_SEEDS', 'N_FINALISTS', 'CONVERGED', 'SIZES', 'SECOND_ROUND_AT', 'MORE_ROWS',
+           'FIRST_ROUND_AT', 'CONTROLS_AT', 'FINALISTS', 'CHOSEN', 'EQUAL_COMPUTE', 'EMBEDDED_SEEDS', 'SIMULATED',
+           'STUDENTS', 'MORE_UPDATES', 'QUICK_SETTINGS', 'QUICK_UPDATES', 'STANDIN_BASE', 'PRETRAINED', 'GPT_NEOX',
+           'ASDIV', 'PASSED_AGAIN', 'EVENING_STUDENTS', 'EVENING_UPDATES', 'EVENING_RATE', 'EIGHTH', 'SETUPS',
+           'OWN_BASE', 'SHARED_TERM', 'WITH_ALL_SEEDS', 'EMBEDDED_PANELS', 'QUICK_PANELS', 'STANDIN_PANELS',
            'PAPER_PANELS', 'EVENING_PANELS', 'EVENING', 'TWO_EMBEDDED', 'ONE_QUICK', 'ON_ALL', 'ON_TWO', 'NOT_STANDIN',
            'ON_ONE', 'NOT_PAPER', 'PAPER_FIGURES', 'FIGURES', 'PUBLISHED', 'PRESETS', 'SMOKE_CURVES', 'MORE_SEEDS',
            'Stage', 'FOLDERS_NAMED', 'PANELS', 'MEASURED_HERE', 'with_seed', 'expand', 'distinct_values', 'runs_table',
@@ -186,7 +186,6 @@ N_FINALISTS = 3
 CONVERGED = 0.75  # Share of a setting's trainings in the second round, if it is to be chosen
 SIZES = {'same_kind': (100, 150, 300), 'heavier_than': (80, 160, 320, 640)}  # Training examples
 SECOND_ROUND_AT = SIZES | {'esnli': (0.25, 1.0)}
-STANDARD_ALONE = {'esnli': 1.0}  # A size at which only standard finetuning searched
 MORE_ROWS = {0.125: 1, 0.25: 1, 0.5: 2, 1.0: 4}  # Share of e-SNLI's rows -> times the updates
 FIRST_ROUND_AT = dict(same_kind=200, heavier_than=160, esnli=1.0)
 CONTROLS_AT = dict(same_kind=150, heavier_than=160, weight_untold=160)
@@ -215,7 +214,7 @@ CHOSEN = {  # task -> method -> size -> name in `settings_tried`
     },
     'esnli': {
         'standard': dict.fromkeys((0.25, 1.0), '1/0.002/16/0/0'),
-        'step_by_step': {0.25: '1/0.006/16/0/0.1'},
+        'step_by_step': dict.fromkeys((0.25, 1.0), '1/0.006/16/0/0.1'),
     },
 }
 CHOSEN['weight_untold'] = CHOSEN['heavier_than']
@@ -597,9 +596,8 @@ def search_runs(setup: Setup) -> dict[str, list[RunSpec]]:  # "method name" -> s
         base = replace(setup.standard, method=method)
         specs = expand(replace(base, **settings), first, **{setup.unit: (FIRST_ROUND_AT[task],)})
         for size in SECOND_ROUND_AT[task] if name in FINALISTS[task][method] else ():
-            if method == 'standard' or size != STANDARD_ALONE.get(task):
-                full = settings_tried(UPDATES[task] * MORE_ROWS.get(size, 1))[name]
-                specs += expand(replace(base, **full), second, **{setup.unit: (size,)})
+            full = settings_tried(UPDATES[task] * MORE_ROWS.get(size, 1))[name]
+            specs += expand(replace(base, **full), second, **{setup.unit: (size,)})
         curves[f'{method} {name}'] = specs
     return curves
 
