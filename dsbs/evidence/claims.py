@@ -454,17 +454,17 @@ def sign_test(ahead: int, behind: int) -> float:  # In one direction
     return float(stats.binomtest(ahead, ahead + behind, alternative='greater').pvalue) if ahead + behind else 1.0
 
 
-def starts_more_often(panel: Panel) -> Evidence:
-    "Step-by-step leaves chance more often than the other method."
-    left = {}
-    for curve in ('step_by_step', panel.against):
-        sizes = sizes_of_both(panel, 'step_by_step', panel.against)
+def starts_more_often(panel: Panel, other: str = '') -> Evidence:
+    "Step-by-step leaves chance more often than another curve, usually labels alone."
+    left, other = {}, other or panel.against
+    for curve in ('step_by_step', other):
+        sizes = sizes_of_both(panel, 'step_by_step', other)
         runs = pd.concat([runs_at(panel, curve, size=size) for size in sizes])
         left[curve] = (100.0 * left_chance(runs)).groupby([runs['seed'], runs['size']]).mean()
     share = pd.DataFrame(left).dropna()  # Seeds and sizes that both have
     if not len(share):
         raise NoRuns('no seed has both runs')
-    ahead = (share['step_by_step'] - share[panel.against]).groupby('seed').mean()
+    ahead = (share['step_by_step'] - share[other]).groupby('seed').mean()
     wins, losses = int((ahead > 0).sum()), int((ahead < 0).sum())
     line = {HOLDS: sign_test(wins, losses), FAILS: sign_test(losses, wins)}
     note = f'{wins} seeds ahead, {losses} behind; ' + ', '.join(f'{c} {s.mean():.0f}%' for c, s in share.items())

@@ -339,7 +339,7 @@ def standin_setups() -> dict[str, Setup]:  # panel -> setup
         students=STUDENTS,
         equal_compute=dict.fromkeys(MORE_ROWS, 2.4),
         contents=('shuffled_within', 'scrambled', 'weight_0'),
-        longer_contents=dict(step_by_step=2.4, shuffled_within=2.4),
+        longer_contents=dict(step_by_step=2.4, shuffled_within=2.4, scrambled=2.4),
         words=(6, 10),
     )
     return dict(esnli_standin=setup)

@@ -21,7 +21,7 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from scipy import stats
 
-from .claims import ASKED, OURS, Panel, left_chance, make_panel, panels_asked
+from .claims import ASKED, OURS, Panel, left_chance, make_panel, panels_asked, starts_more_often
 from .grids import PANELS, grid, measure, missing, specs_of
 from dsbs.evidence.plotting import (
     THEME,
@@ -287,16 +287,17 @@ def mean_sentence(topic: str, name: str, panel: str, found: dict[str, dict]) -> 
 
 # %% ../../nbs/evidence/40_headline.ipynb #40000045
 def start_sentence(found: dict[str, dict]) -> Sentence | None:
-    "How many runs leave chance, where starting is hard."
+    "How many runs leave chance, where starting is hard; also at equal compute, where those runs are made."
     asked, gain = (of('emb-start', 'same_kind', found) for of in (panel_of, answer))
     if asked is None:
         return None
     left = (100.0 * left_chance(asked.runs)).groupby(asked.runs['curve']).mean()
-    text = (
-        f"Starting (same_kind): {left[OURS]:.0f}% of step-by-step's runs leave chance and {left[asked.against]:.0f}% "
-    )
-    text += f"of standard finetuning's: {flagged(gain)}, {gain.seeds} seeds."
-    return Sentence(text, SIZES_FIGURE)
+    ours, theirs = (f'{left[curve]:.0f}%' for curve in (OURS, asked.against))
+    text = f"Starting (same_kind): {ours} of step-by-step's runs leave chance, {theirs} of standard finetuning's: "
+    longer = panel_of('emb-compute-sizes', 'same_kind', found)
+    equal = starts_more_often(longer, 'equal_compute').weakest if longer else None
+    text += flagged(gain) + (f'; at equal compute {flagged(equal)}' if equal else '')
+    return Sentence(f'{text}, {gain.seeds} seeds.', SIZES_FIGURE)
 
 # %% ../../nbs/evidence/40_headline.ipynb #40000048
 def control_harm(panel: str, found: dict[str, dict]) -> Gain | None:  # None: a run is missing
@@ -310,11 +311,10 @@ def control_harm(panel: str, found: dict[str, dict]) -> Gain | None:  # None: a 
 def with_harm(
     gain: Gain,  # Of step-by-step over the control
     harm: Gain | None,
-    unit: str = '',
 ) -> str:
     "A gain, and how much of it is the control's harm, where both are ahead of zero."
     known = harm and outcome(gain) == outcome(harm) == 'ahead'
-    return flagged(gain, unit) + (f' ({tenths(min(gain.mean, harm.mean))} of it harm)' if known else '')
+    return flagged(gain) + (f' ({tenths(min(gain.mean, harm.mean))} of it harm)' if known else '')
 
 
 def content_sentence(found: dict[str, dict]) -> Sentence | None:
@@ -324,9 +324,11 @@ def content_sentence(found: dict[str, dict]) -> Sentence | None:
     if None in (*gains, control):
         return None
     harms = [control_harm(panel, found) for panel in SHOWN_TASKS]
-    same_kind, heavier_than = map(with_harm, gains, harms, (' points', ''))
+    same_kind, heavier_than = map(with_harm, gains, harms)
     text = f'Content, against same-label shuffled rationales: same_kind {same_kind}, heavier_than {heavier_than}; '
-    return Sentence(f'{text}negative control {flagged(control, **margin)}.', 'rationale_content')
+    return Sentence(
+        f'{text}negative control, against standard finetuning, {flagged(control, **margin)}.', 'rationale_content'
+    )
 
 # %% ../../nbs/evidence/40_headline.ipynb #40000050
 def headline_sentences(

@@ -53,6 +53,7 @@ LOOKS = {
     'shuffled_within': Look('Step-by-step, shuffled within the label', '#6699CC', '^', '--'),
     'shuffled_within_longer': Look('Step-by-step, shuffled within, more updates', '#6699CC', '>', ':'),
     'scrambled': Look('Step-by-step, words scrambled', '#EE3377', 'v', '--'),
+    'scrambled_longer': Look('Step-by-step, words scrambled, more updates', '#EE3377', '>', ':'),
     'random': Look('Step-by-step, random words', '#999999', '<', '--'),
     'uninformed': Look('Step-by-step, teacher that guesses', '#882255', 'd', '--'),
     'weight_0': Look('Step-by-step with weight 0', '#DDAA33', 'D', '--'),

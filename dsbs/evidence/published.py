@@ -666,7 +666,8 @@ def made_on(records: Iterable[dict]) -> dict[str, str]:  # Fact -> what the reco
     facts = {}
     for made in (r['provenance'] for r in records):
         machine = made['machine']
-        one = dict(processor=machine['processor'], instructions=made.get('isa', ''), cores=machine.get('cores', ''))
+        processor = ' '.join(filter(None, (machine['processor'], machine.get('model'))))
+        one = dict(processor=processor, instructions=made.get('isa', ''), cores=machine.get('cores', ''))
         one |= dict(system=f'{machine["system"]}, {machine["arch"]}', commit=(made['commit'] or '')[:8])
         for name, value in (one | dict(python=made['python']) | made['versions']).items():
             facts.setdefault(name, {})[str(value)] = None

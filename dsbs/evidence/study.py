@@ -183,11 +183,12 @@ TERMS = {  # Panel or curve -> its sentence
     'equal_compute': 'has as many more updates as make up for the cost of a second task; see the table of runs.',
     'single_task': 'learns the rationale and then the label as one target.',
     'weaker_teacher': "learns the weaker teacher's rationales.",
-    'step_by_step_longer': 'has as many updates as the longer of the shuffled controls.',
+    'step_by_step_longer': 'has as many updates as the longer controls.',
     'shuffled': 'has rationales that belong to other questions.',
     'shuffled_within': 'has rationales that belong to other questions with the same label.',
     'shuffled_within_longer': 'has such rationales too, and more updates; see the table of runs.',
     'scrambled': 'has the words of each rationale in random order.',
+    'scrambled_longer': 'has such rationales too, and more updates; see the table of runs.',
     'weight_0': 'learns labels alone, with the settings of step-by-step.',
     'answer_first': 'learns the label and then the rationale as one target, and is asked for the label alone.',
     'rationale_as_input': "reads the teacher's rationale with each question, at test time too.",
@@ -840,7 +841,8 @@ def run_line(runs: pd.DataFrame) -> str:
     far, moved = (runs['moved'].abs() > FAR).sum(), runs['moved']
     return (
         f'Runs on both machines: {len(runs)}, of which {runs["equal"].sum()} equal in all numbers and {far} more than '
-        f'{FAR} points apart; at most {moved.abs().max():.1f}, on average {moved.mean():+.1f}.'
+        f'{FAR} points apart; at most {moved.abs().max():.1f}, on average {moved.abs().mean():.1f} '
+        f'({moved.mean():+.1f} with signs).'
     )
 
 
