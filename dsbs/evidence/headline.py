@@ -314,7 +314,7 @@ def with_harm(
 ) -> str:
     "A gain, and how much of it is the control's harm, where both are ahead of zero."
     known = harm and outcome(gain) == outcome(harm) == 'ahead'
-    return flagged(gain) + (f' ({tenths(min(gain.mean, harm.mean))} of it harm)' if known else '')
+    return flagged(gain) + (f' ({tenths(min(gain.mean, harm.mean))}: harm or settings)' if known else '')
 
 
 def content_sentence(found: dict[str, dict]) -> Sentence | None:
