@@ -298,3 +298,21 @@ def test_the_front_page_and_the_report_say_what_the_records_say(published):
     wanted = expected(reports)
     assert wanted and not differences(in_readme(readme), wanted)
     assert not differences(in_report((reports / 'index.html').read_text(encoding='utf-8')), wanted)
+
+
+def tokens_planned(seeds, pick):
+    "Tokens of all updates, those after the best possible validation included, which are not made."
+    spent = [(r['metrics'], r['spec']['max_steps']) for r in map(pick, seeds.values())]
+    return statistics.fmean(m['tokens'] / m['steps'] * updates for m, updates in spent)
+
+
+def test_equal_compute_has_as_many_tokens_or_more_as_the_front_page_says(published):
+    rows = records(published / 'reports' / 'results' / 'embedded.jsonl')
+    times = []
+    for task in ('same_kind', 'heavier_than'):
+        ours, other = both_methods(rows, task=task, student='scratch-32x2')
+        equal = {size: {seed: runs for seed, runs in seeds.items() if len(runs) > 1} for size, seeds in other.items()}
+        times += [tokens_planned(equal[s], longest) / tokens_planned(ours[s], shortest) for s in ours]
+    assert min(times) > 0.97
+    readme = (published / 'README.md').read_text(encoding='utf-8')
+    assert f"step-by-step's tokens, or up to {max(times):.1f} times" in ' '.join(readme.split())
