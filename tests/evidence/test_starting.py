@@ -136,7 +136,7 @@ def test_what_the_notebook_says_of_our_runs():
     ours = [same_kind_runs(n, method='step_by_step') for n in (100, 150, 300)]
     longer = same_kind_runs(150, method='standard', max_steps=4000)
     text = said()
-    assert f'{leaving(plain[1])} standard runs leave chance, {leaving(longer)} with the compute' in text
+    assert f'{leaving(plain[1])} standard runs leave chance, {leaving(longer)} with equal compute' in text
     assert f'and {leaving(ours[1])} of step-by-step' in text
     assert f'at 100 rows: {leaving(plain[0])} leave, and {leaving(ours[0])} of step-by-step' in text
     gain, generalising = gain_and_generalising(ours[1], plain[1])
