@@ -446,7 +446,8 @@ FRESH_SEEDS = 40
 REPLICATION_RULE = (
     'Declared on 2026-11-27, after the second look was seen: the lines that it left undecided, and that by their '
     f'spread at most {FRESH_SEEDS} more seeds would decide, are asked again of {FRESH_SEEDS} fresh seeds alone, once, '
-    f'all together, at the level {REPLICATION_LEVEL} with Holm over these lines. What comes out is published either way.'
+    f'all together, at the level {REPLICATION_LEVEL} with Holm over these lines. What comes out is published either '
+    'way.'
 )
 REPLICATION_RULE
 
