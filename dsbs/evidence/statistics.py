@@ -449,7 +449,6 @@ REPLICATION_RULE = (
     f'all together, at the level {REPLICATION_LEVEL} with Holm over these lines. What comes out is published either '
     'way.'
 )
-REPLICATION_RULE
 
 # %% ../../nbs/evidence/33_statistics.ipynb #33000078
 POWER, MOST_MORE = 0.8, 1000
