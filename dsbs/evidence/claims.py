@@ -7,15 +7,16 @@ __all__ = ['POINT', 'OURS', 'MEASURED', 'NO_CURVE', 'AS_GOOD', 'LABELS', 'ON_ALL
            'T5_BASE', 'T5_LARGE', 'T5_XXL', 'BELOW_LARGE', 'BELOW_XXL', 'FIGURE_6_CLAIMS', 'FIGURE_7_CLAIMS',
            'LEAST_CLAIMS', 'TABLE_CLAIMS', 'PAPER_CLAIMS', 'BENCHMARK', 'ON_TWO_TASKS', 'DATA_CLAIMS', 'TASK_CLAIMS',
            'RATIONALE_CLAIMS', 'EMBEDDED_CLAIMS', 'ESNLI_LABEL_CLAIMS', 'ESNLI_CLAIMS', 'ASKED', 'CLAIMS', 'JUDGED',
-           'VERDICTS', 'ELSEWHERE', 'NOTHING', 'Panel', 'example_panel', 'accuracy_of', 'panel_row', 'make_panel',
-           'NotComparable', 'NoRuns', 'no_point', 'runs_at', 'differences_between', 'gain_between', 'with_interval',
-           'Evidence', 'all_above', 'sizes_of_both', 'gains_at', 'in_words', 'every_point', 'mean_gain', 'less_data',
-           'half_of_the_data', 'saved', 'average_saving', 'over_teacher', 'turned', 'above_teacher', 'allowing',
-           'added_rows_help', 'weaker_teacher_helps', 'two_tasks_help', 'above_curve', 'mean_over_sizes',
-           'above_over_sizes', 'no_gain', 'smaller_student', 'left_chance', 'sign_test', 'starts_more_often', 'Claim',
-           'esnli_claim', 'runs_of', 'curves_asked', 'panels_asked', 'independent_panel', 'shorter_trainings',
-           'evening_panel', 'Question', 'empty_row', 'runs_lacking', 'unconverged_words', 'answered', 'Look', 'look_at',
-           'judged', 'folded', 'as_one', 'questions_of', 'unasked_rows', 'panels_ready', 'judge']
+           'VERDICTS', 'ELSEWHERE', 'NOTHING', 'REPLICATED', 'Panel', 'example_panel', 'accuracy_of', 'panel_row',
+           'make_panel', 'NotComparable', 'NoRuns', 'no_point', 'runs_at', 'differences_between', 'gain_between',
+           'with_interval', 'Evidence', 'all_above', 'sizes_of', 'sizes_of_both', 'gains_at', 'in_words', 'every_point',
+           'mean_gain', 'less_data', 'half_of_the_data', 'saved', 'average_saving', 'over_teacher', 'turned',
+           'above_teacher', 'allowing', 'added_rows_help', 'weaker_teacher_helps', 'two_tasks_help', 'above_curve',
+           'mean_over_sizes', 'above_over_sizes', 'no_gain', 'smaller_student', 'left_chance', 'sign_test',
+           'starts_more_often', 'Claim', 'esnli_claim', 'runs_of', 'curves_asked', 'panels_asked', 'independent_panel',
+           'shorter_trainings', 'evening_panel', 'Question', 'empty_row', 'runs_lacking', 'unconverged_words',
+           'answered', 'Look', 'look_at', 'judged', 'folded', 'as_one', 'questions_of', 'unasked_rows', 'panels_ready',
+           'fresh_curves', 'questions_again', 'asked_again', 'before_and_after', 'judge']
 
 # %% ../../nbs/evidence/37_claims.ipynb #9d2bcd39
 import math
@@ -28,7 +29,7 @@ from pathlib import Path
 import pandas as pd
 from scipy import stats
 
-from .grids import FIGURES, PANELS, PAPER_PANELS, PRETRAINED, grid, specs_of
+from .grids import FIGURES, PANELS, PAPER_PANELS, PRETRAINED, grid, specs_of, with_seed
 from dsbs.evidence.published import (
     INDEPENDENT,
     STUDENT_SIZES,
@@ -47,6 +48,7 @@ from dsbs.evidence.statistics import (
     LOOK_LEVEL,
     NOT_COMPARABLE,
     POWER,
+    REPLICATION_LEVEL,
     SEEDS_AT_A_LOOK,
     UNDECIDED,
     Differences,
@@ -247,12 +249,20 @@ def all_above(parts: dict[str, Gain], aim: float = 0.0, note: str = '') -> Evide
     return Evidence(parts, line_of_all(list(parts.values()), aim), aim, note=note)
 
 # %% ../../nbs/evidence/37_claims.ipynb #37000014
+def sizes_of(panel: Panel, curve: str) -> list[float]:  # Ascending
+    "The sizes of a curve; `NotComparable` if it has none."
+    if not len(panel.runs):
+        raise NotComparable('no run')
+    sizes = set(panel.runs.loc[panel.runs['curve'] == curve, 'size'])
+    if not sizes:
+        raise NotComparable(no_point(curve))
+    return sorted(sizes)
+
+
 def sizes_of_both(panel: Panel, ours: str, other: str) -> list[float]:  # Ascending
     "The sizes that two curves have in common."
-    both = [set(panel.runs.loc[panel.runs['curve'] == curve, 'size']) for curve in (ours, other)]
-    if not all(both):
-        raise NotComparable(no_point(ours if not both[0] else other) if len(panel.runs) else 'no run')
-    return sorted(both[0] & both[1])
+    both = [sizes_of(panel, curve) for curve in (ours, other)]
+    return [size for size in both[0] if size in both[1]]
 
 
 def gains_at(panel: Panel, points: Sequence[dict]) -> dict[str, Gain]:  # As `runs_at` takes them
@@ -298,12 +308,12 @@ def less_data(panel: Panel, size: float) -> Evidence:
 
 def half_of_the_data(panel: Panel, margin: float) -> Evidence:
     "Step-by-step with at most half of the rows is as good as the other method with all of them."
-    sizes = sizes_of_both(panel, 'step_by_step', panel.against)
-    enough = [size for size in sizes if size <= sizes[-1] / 2]
+    ours, theirs = (sizes_of(panel, curve) for curve in ('step_by_step', panel.against))
+    enough = [size for size in ours if size <= theirs[-1] / 2]
     if not enough:
-        raise NotComparable(f'no size that is at most half of {in_words(sizes[-1])}')
-    sides = runs_at(panel, 'step_by_step', size=enough[-1]), runs_at(panel, panel.against, size=sizes[-1])
-    part = f'{in_words(enough[-1])} against {in_words(sizes[-1])}'
+        raise NotComparable(f'no size that is at most half of {in_words(theirs[-1])}')
+    sides = runs_at(panel, 'step_by_step', size=enough[-1]), runs_at(panel, panel.against, size=theirs[-1])
+    part = f'{in_words(enough[-1])} against {in_words(theirs[-1])}'
     return all_above({part: gain_between(panel, *sides)}, -margin)
 
 # %% ../../nbs/evidence/37_claims.ipynb #37000020
@@ -1076,6 +1086,70 @@ def panels_ready(
 
     return [(c, {name: ready(c, name, curves) for name, curves in asked[c.id].items()}) for c in ASKED[preset]]
 
+# %% ../../nbs/evidence/37_claims.ipynb #37r00004
+REPLICATED = (('emb-half', 'heavier_than'), ('emb-share', 'same_kind'), ('emb-start', 'same_kind'))
+
+
+def fresh_curves(
+    claim: Claim,
+    panel: str,  # Of preset embedded
+) -> dict[str, list[RunSpec]]:  # curve -> specs
+    "The runs of `grids.replication` at the points that a claim asks about."
+    asked = {with_seed(s, 0) for s in specs_of({panel: curves_asked(claim, 'embedded', panel)})}
+    fresh = runs_of('replication', 'embedded')[panel]
+    return {curve: [s for s in specs if with_seed(s, 0) in asked] for curve, specs in fresh.items()}
+
+
+def questions_again(
+    results: Path,  # Folder of published results
+) -> list[Question]:
+    "The lines of `statistics.REPLICATION_RULE`, put to their fresh runs."
+    claims = {c.id: c for c in EMBEDDED_CLAIMS}
+    asked = [(claims[name], panel, fresh_curves(claims[name], panel)) for name, panel in REPLICATED]
+    specs = list(dict.fromkeys(s for _, panel, curves in asked for s in specs_of({panel: curves})))
+    found = dict(zip(specs, find_published(Path(results), specs), strict=True))
+    panels = [make_panel(panel, curves, found) for _, panel, curves in asked]
+    return [Question(c, 'embedded', (made,), c.on[name]) for (c, name, _), made in zip(asked, panels, strict=True)]
+
+# %% ../../nbs/evidence/37_claims.ipynb #37r00007
+def asked_again(
+    rows: list[dict],  # From `judged`
+    questions: Sequence[Question],  # From `questions_again`
+) -> list[dict]:  # The same rows
+    "Rows, of which undecided lines have the answer of their fresh runs, once all of these are made."
+    if not all(p.runs['made'].all() for q in questions for p in q.panels):
+        return rows
+    looks, by_line = [look_at(q) for q in questions], {(row['id'], row['data']): row for row in rows}
+    lines = [look.line for look in looks]
+    found, p = verdicts(lines, REPLICATION_LEVEL), p_values(lines)
+    for look, verdict, value in zip(looks, found, p, strict=True):
+        row = by_line[look.row['id'], look.row['data']]
+        if row['verdict'] == UNDECIDED and row['n']:
+            before = f'{row["n"]} seeds before: {row["effect"]:+.1f} {row["interval"]}, undecided'
+            row |= look.row | dict(verdict=verdict, p=float(f'{value:.3g}'), more=None)
+            row['detail'] = f'{row["n"]} fresh seeds: {row["detail"]}; {before}'
+            if verdict == UNDECIDED:
+                row['more'] = look.evidence.more(found.count(UNDECIDED))
+    return rows
+
+# %% ../../nbs/evidence/37_claims.ipynb #37r00010
+def before_and_after(
+    results: Path,  # Folder of published results
+) -> pd.DataFrame:  # A line and an answer in each row: id, data, asked of, and what `judge` says
+    "The replicated lines, as two looks left them and, when all their runs are made, as their fresh seeds answer."
+    ready = panels_ready('embedded', results, {})
+    before = judged([q for claim, panels in ready for q in questions_of(claim, 'embedded', panels)])
+    after = asked_again([dict(row) for row in before], questions_again(results))
+    lines = {(name, PANELS[panel]) for name, panel in REPLICATED}
+    rows = [
+        dict(asked_of=f'{row["n"]} {"fresh seeds" if row != old else "seeds, two looks"}') | row
+        for old, new in zip(before, after, strict=True)
+        for row in ([old] if new == old else [old, new])
+        if (old['id'], old['data']) in lines and row['n']
+    ]
+    columns = ['id', 'data', 'asked_of', 'verdict', 'effect', 'interval', 'n', 'unit', 'margin', 'p', 'more']
+    return pd.DataFrame(rows, columns=columns)
+
 # %% ../../nbs/evidence/37_claims.ipynb #37000064
 def judge(
     results: Path,  # Folder of published results
@@ -1090,5 +1164,7 @@ def judge(
     rows = []
     for p in presets:
         ready = panels_ready(p, results, teachers)
-        rows += judged([q for claim, panels in ready for q in questions_of(claim, p, panels)]) + unasked_rows(p)
+        found = judged([q for claim, panels in ready for q in questions_of(claim, p, panels)])
+        again = questions_again(results) if p == 'embedded' else []
+        rows += asked_again(found, again) + unasked_rows(p)
     return [row for row in folded(rows) if figure in (None, row['figure'])]

@@ -719,6 +719,7 @@ FIGURES = PAPER_FIGURES | {
     'start_or_generalise': Figure(
         '', 'To start, or to generalise?', None, {p: panels for p, panels in ON_ALL.items() if p != 'paper'}
     ),
+    'replication': Figure('', 'Three undecided lines, asked again', replication, dict(embedded=TWO_EMBEDDED)),
     'pilot': Figure('', 'How good is the advice of a pilot?', None, dict(embedded=EMBEDDED_PANELS)),
     'search': Figure('', 'How the settings were chosen', search_runs, dict(search=(*TWO_EMBEDDED, *STANDIN_PANELS))),
 }

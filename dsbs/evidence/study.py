@@ -11,7 +11,8 @@ __all__ = ['STAND_IN', 'AN_EVENING', 'TERMS', 'FEW_SHOT', 'EMBEDDED_TERM', 'NOTH
            'own_starts', 'independent_starts', 'splits', 'start_panels', 'span_text', 'split_table', 'part_words',
            'split_lines', 'searched_runs', 'settings_shares', 'controls_shares', 'independent_shares', 'draw_as',
            'described', 'data_table', 'teacher_table', 'answer_times', 'cost_figure', 'published_quick',
-           'machine_facts', 'machine_moves', 'run_line', 'mean_line', 'gain_line', 'machine_lines', 'machines_figure']
+           'machine_facts', 'machine_moves', 'run_line', 'mean_line', 'gain_line', 'machine_lines', 'machines_figure',
+           'replicated_lines']
 
 # %% ../../nbs/evidence/39_study.ipynb #6a366deb
 from collections.abc import Callable, Sequence
@@ -25,7 +26,7 @@ from fastcore.basics import patch
 from matplotlib import pyplot as plt
 
 from ..data.embedded import EMBEDDED
-from .claims import CLAIMS, JUDGED, judge
+from .claims import CLAIMS, JUDGED, before_and_after, judge
 from dsbs.evidence.grids import (
     PANELS,
     grid,
@@ -896,3 +897,9 @@ def machines_figure(
             right.set_axis_off()
     shared_legend(fig, axes.flat, ncols=3)
     return fig
+
+# %% ../../nbs/evidence/39_study.ipynb #39r00002
+def replicated_lines(study: Study) -> pd.DataFrame:  # As from `claims.before_and_after`
+    "Each line that was asked again, before and of fresh seeds."
+    place = study.folders.reports if study.preset == 'recorded' else study.out
+    return before_and_after(place / 'results')
