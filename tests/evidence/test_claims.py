@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from dsbs.data.embedded import EMBEDDED
 from dsbs.evidence import claims, grids
 from dsbs.evidence.claims import (
     ASKED,
@@ -20,15 +21,19 @@ from dsbs.evidence.claims import (
     ESNLI_CLAIMS,
     JUDGED,
     PAPER_CLAIMS,
+    REPLICATED,
     VERDICTS,
     Question,
+    asked_again,
+    curves_asked,
     example_panel,
+    fresh_curves,
     judge,
     judged,
     panels_asked,
     runs_of,
 )
-from dsbs.evidence.grids import FIGURES, PANELS, grid, specs_of
+from dsbs.evidence.grids import FIGURES, PANELS, REPLICATION_SEEDS, grid, specs_of, with_seed
 from dsbs.evidence.plan import plan
 from dsbs.evidence.published import OPEN_CHOICES, PAPER_TABLES, REPRODUCTIONS
 from dsbs.hub import PINS
@@ -369,6 +374,48 @@ def test_a_second_look_waits_for_all_of_its_runs():
     for panel, seen in ((lacking, (UNDECIDED, 10)), (other, (HOLDS, 20))):
         row = judged([Question(BY_ID['esnli-mean'], 'standin', (p,), {}) for p in (unsure, panel)])[0]
         assert (row['verdict'], row['n']) == seen
+
+
+def put(gains, name='same_kind', seeds=10):
+    "A question to a made-up panel; step-by-step is ahead by so much at each size."
+    panel = example_panel(gains, name=name, seeds=seeds)
+    return Question(BY_ID['emb-compute-sizes'], 'embedded', (panel,), dict(other='standard'))
+
+
+@pytest.mark.parametrize('gains', [(3, 3, 3), (-3, -3, -3)])
+def test_fresh_seeds_answer_what_two_looks_left_undecided(gains):
+    "Whichever way; the row says what it was before, and a line that was decided stays as it was."
+    rows = judged([put((0, 0, 0)), put((5, 5, 5), 'heavier_than')])
+    assert [row['verdict'] for row in rows] == [UNDECIDED, HOLDS]
+    before = json.loads(json.dumps(rows))
+    after = asked_again(rows, [put(gains, name, 40) for name in ('same_kind', 'heavier_than')])
+    assert after[0]['verdict'] == (HOLDS if gains[0] > 0 else FAILS) and after[0]['n'] == 40
+    assert after[0]['detail'].startswith('40 fresh seeds: ')
+    assert f'10 seeds before: {before[0]["effect"]:+.1f} {before[0]["interval"]}, undecided' in after[0]['detail']
+    assert after[1] == before[1]
+
+
+def test_fresh_seeds_are_looked_at_once_all_of_them():
+    rows, fresh = judged([put((0, 0, 0))]), put((3, 3, 3), seeds=40)
+    runs = fresh.panels[0].runs
+    runs['made'] = runs['seed'] != 39
+    assert asked_again([dict(row) for row in rows], [fresh]) == rows and rows[0]['verdict'] == UNDECIDED
+    runs['made'] = True
+    assert asked_again([dict(row) for row in rows], [fresh])[0]['verdict'] == HOLDS
+
+
+def test_fresh_seeds_belong_to_no_other_run_and_are_what_each_line_compares():
+    fresh = {s.seed for s in specs_of(grid('replication', 'embedded'))}
+    others = [
+        s for f in FIGURES if f != 'replication' for p in ('embedded', 'quick', 'search') for s in specs_of(grid(f, p))
+    ]
+    assert fresh == set(REPLICATION_SEEDS) and not fresh & {s.seed for s in others if s.task in EMBEDDED}
+    for claim, panel in REPLICATED:
+        asked = curves_asked(BY_ID[claim], 'embedded', panel)
+        curves = fresh_curves(BY_ID[claim], panel)
+        for curve, specs in curves.items():
+            assert {with_seed(s, 0) for s in specs} <= {with_seed(s, 0) for s in asked[curve]}, (claim, curve)
+            assert len(specs) == 40 * len({with_seed(s, 0) for s in specs}), (claim, curve)
 
 
 def test_holm_goes_over_all_lines_of_a_scale():
