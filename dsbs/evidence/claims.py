@@ -7,16 +7,17 @@ __all__ = ['POINT', 'OURS', 'MEASURED', 'NO_CURVE', 'AS_GOOD', 'LABELS', 'ON_ALL
            'T5_BASE', 'T5_LARGE', 'T5_XXL', 'BELOW_LARGE', 'BELOW_XXL', 'FIGURE_6_CLAIMS', 'FIGURE_7_CLAIMS',
            'LEAST_CLAIMS', 'TABLE_CLAIMS', 'PAPER_CLAIMS', 'BENCHMARK', 'ON_TWO_TASKS', 'DATA_CLAIMS', 'TASK_CLAIMS',
            'RATIONALE_CLAIMS', 'EMBEDDED_CLAIMS', 'ESNLI_LABEL_CLAIMS', 'ESNLI_CLAIMS', 'ASKED', 'CLAIMS', 'JUDGED',
-           'VERDICTS', 'ELSEWHERE', 'NOTHING', 'REPLICATED', 'Panel', 'example_panel', 'accuracy_of', 'panel_row',
-           'make_panel', 'NotComparable', 'NoRuns', 'no_point', 'runs_at', 'differences_between', 'gain_between',
-           'with_interval', 'Evidence', 'all_above', 'sizes_of', 'sizes_of_both', 'gains_at', 'in_words', 'every_point',
-           'mean_gain', 'less_data', 'half_of_the_data', 'saved', 'average_saving', 'over_teacher', 'turned',
-           'above_teacher', 'allowing', 'added_rows_help', 'weaker_teacher_helps', 'two_tasks_help', 'above_curve',
-           'mean_over_sizes', 'above_over_sizes', 'no_gain', 'smaller_student', 'left_chance', 'sign_test',
-           'starts_more_often', 'Claim', 'esnli_claim', 'runs_of', 'curves_asked', 'panels_asked', 'independent_panel',
-           'shorter_trainings', 'evening_panel', 'Question', 'empty_row', 'runs_lacking', 'unconverged_words',
-           'answered', 'Look', 'look_at', 'judged', 'folded', 'as_one', 'questions_of', 'unasked_rows', 'panels_ready',
-           'fresh_curves', 'questions_again', 'asked_again', 'before_and_after', 'judge']
+           'VERDICTS', 'ELSEWHERE', 'NOTHING', 'NO_RUN', 'REPLICATED', 'Panel', 'example_panel', 'accuracy_of',
+           'panel_row', 'make_panel', 'NotComparable', 'NoRuns', 'no_point', 'runs_at', 'differences_between',
+           'gain_between', 'with_interval', 'Evidence', 'all_above', 'sizes_of', 'sizes_of_both', 'gains_at',
+           'in_words', 'every_point', 'mean_gain', 'less_data', 'half_of_the_data', 'saved', 'average_saving',
+           'over_teacher', 'turned', 'above_teacher', 'allowing', 'added_rows_help', 'weaker_teacher_helps',
+           'two_tasks_help', 'above_curve', 'mean_over_sizes', 'above_over_sizes', 'no_gain', 'smaller_student',
+           'left_chance', 'sign_test', 'starts_more_often', 'Claim', 'esnli_claim', 'runs_of', 'curves_asked',
+           'panels_asked', 'independent_panel', 'shorter_trainings', 'evening_panel', 'Question', 'empty_row',
+           'runs_lacking', 'unconverged_words', 'answered', 'Look', 'look_at', 'judged', 'folded', 'as_one',
+           'verdict_shown', 'questions_of', 'unasked_rows', 'panels_ready', 'fresh_curves', 'questions_again',
+           'asked_again', 'before_and_after', 'judge']
 
 # %% ../../nbs/evidence/37_claims.ipynb #9d2bcd39
 import math
@@ -1038,6 +1039,16 @@ def as_one(rows: Sequence[dict]) -> dict:
         by_reason.setdefault(row['detail'], []).append(row['data'])
     detail = '; '.join(f'{", ".join(data)}: {reason}' for reason, data in by_reason.items())
     return rows[0] | dict(data=', '.join(row['data'] for row in rows), detail=detail)
+
+# %% ../../nbs/evidence/37_claims.ipynb #37v00002
+NO_RUN = 'no run yet'
+
+
+def verdict_shown(
+    row: dict,  # From `judge`
+) -> str:
+    "A row's verdict, or that it has no run yet that could decide."
+    return NO_RUN if row['verdict'] == UNDECIDED and not row.get('n') else row['verdict']
 
 # %% ../../nbs/evidence/37_claims.ipynb #37100051
 def questions_of(

@@ -30,6 +30,7 @@ from pathlib import Path
 from ..data.answers import is_correct
 from ..data.embedded import EMBEDDED, EMBEDDED_SIZES
 from ..data.tasks import load_task
+from .claims import NO_RUN, verdict_shown
 from .grids import FIGURES, PANELS, PUBLISHED, SETUPS, curve_of, grid, with_seed
 from .headline import Sentence, headline_sentences
 from .page_style import TEMPLATES, Cell, Table, make_table, render_page
@@ -639,6 +640,7 @@ VERDICT_MARKS = {  # verdict -> its sign, and its kind for the style sheet
     'equivalent': ('=', 'yes'),
     'undecided': ('?', 'maybe'),
     'not comparable at this scale': ('–', 'untested'),
+    NO_RUN: ('…', 'untested'),
 }
 
 
@@ -681,7 +683,7 @@ def claim_line(line: dict) -> dict:  # `line`: from `claims.judge`
     return dict(
         preset=line.get('preset', ''),
         data=panel_name(line.get('data') or 'all'),
-        verdict=verdict_mark(line['verdict']),
+        verdict=verdict_mark(verdict_shown(line)),
         effect=effect_text(line),
         n=line.get('n') or '',
         detail=detail,
@@ -768,7 +770,7 @@ test questions, and is corrected for all lines of a scale. An effect stands with
 # %% ../../nbs/evidence/42_page.ipynb #17d7c506
 def claims_section(claims: Sequence[dict]) -> dict:  # As the template `claims` shows it
     "The claims, and how many lines have each verdict."
-    found, tally = claims_by_id(claims), Counter(line['verdict'] for line in claims)
+    found, tally = claims_by_id(claims), Counter(map(verdict_shown, claims))
     return dict(
         claims=found,
         answered=[claim for claim in found if any(line['n'] for line in claim['lines'])],

@@ -35,7 +35,7 @@ from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
 from ..data.tasks import load_task
-from .claims import UNDECIDED, VERDICTS, judge
+from .claims import NO_RUN, VERDICTS, judge, verdict_shown
 from dsbs.evidence.grids import (
     FIGURES,
     PRESETS,
@@ -522,9 +522,10 @@ def verdicts(
     rows: list[dict],  # From `claims.judge`
 ) -> str:  # Markdown
     "How many lines have each verdict, by scale; undecided lines without a run apart."
-    kinds = [*VERDICTS, 'no run yet']
-    found = ['no run yet' if r['verdict'] == UNDECIDED and not r['n'] else r['verdict'] for r in rows]
-    counts = pd.crosstab([r['preset'] for r in rows], found).reindex(columns=kinds, fill_value=0)
+    kinds = [*VERDICTS, NO_RUN]
+    counts = pd.crosstab([r['preset'] for r in rows], [verdict_shown(r) for r in rows]).reindex(
+        columns=kinds, fill_value=0
+    )
     presets = dict.fromkeys(r['preset'] for r in rows)
     return markdown_table(['scale', *kinds], [[f'`{p}`', *map(str, counts.loc[p])] for p in presets])
 

@@ -26,7 +26,7 @@ from fastcore.basics import patch
 from matplotlib import pyplot as plt
 
 from ..data.embedded import EMBEDDED
-from .claims import CLAIMS, JUDGED, before_and_after, judge
+from .claims import CLAIMS, JUDGED, before_and_after, judge, verdict_shown
 from dsbs.evidence.grids import (
     PANELS,
     grid,
@@ -498,7 +498,8 @@ class Judged(Drawn):
             return pd.DataFrame(columns=VERDICT)
         place = self.folders.reports if self.preset == 'recorded' else self.out
         rows = judge(place / 'results', self.preset, self.figure, self.teachers)
-        return pd.DataFrame(rows, columns=VERDICT)
+        shown = [row | dict(verdict=verdict_shown(row), p=row['p'] if row['n'] else None) for row in rows]
+        return pd.DataFrame(shown, columns=VERDICT)
 
     def answer(self, of: str = 'step_by_step', over: Sequence[str] = ()) -> Text:
         "The differences and the verdicts in words; differences only where runs vary along one axis."

@@ -277,9 +277,12 @@ def claims_text(
     rows: Sequence[dict],  # From `claims.judge`
 ) -> str:
     "The claims as a table."
+    from dsbs.evidence.claims import verdict_shown
+
     head = ['claim', 'where', 'preset', 'data', 'verdict', 'p', 'more seeds']
+    shown = [r | dict(verdict=verdict_shown(r), p=r['p'] if r['n'] else None) for r in rows]
     cells = [
-        [r[name] for name in ('id', 'where', 'preset', 'data', 'verdict', 'p', 'more')] + [_effect(r)] for r in rows
+        [*(r[name] for name in ('id', 'where', 'preset', 'data', 'verdict', 'p', 'more')), _effect(r)] for r in shown
     ]
     cells = [['' if value is None else value for value in row] for row in cells]
     return aligned([[*head, 'effect with its 95% interval, or why there is none'], *cells])
