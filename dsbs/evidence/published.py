@@ -496,7 +496,8 @@ def rate_fact(specs: Sequence[RunSpec]) -> str:
     rates = f'{span({s.learning_rate for s in specs}, "{:g}")}, {distinct_values(specs, "schedule")}'
     if not any(map(was_chosen, specs)):
         return rates
-    return ', '.join(filter(None, [f'{rates}; chosen for each method on validation', searched_with(specs)]))
+    chosen = 'chosen for each method on validation' + ('' if all(map(was_chosen, specs)) else ', not in preset quick')
+    return ', '.join(filter(None, [f'{rates}; {chosen}', searched_with(specs)]))
 
 # %% ../../nbs/evidence/35_published.ipynb #f6ab0078
 FACTS = {
