@@ -514,7 +514,7 @@ def write_at_chance(ax: plt.Axes, panel: RunsPanel):
     "Draw the line of guessing, and write how many of a curve's runs stay there."
     if panel.chance is None:
         return
-    ax.axhline(panel.chance, color='#999999', linewidth=0.8, label='Guessing (8/9: 8 of 9 runs stay here)')
+    ax.axhline(panel.chance, color='#999999', linewidth=0.8, label='Guessing (k/n: k of n runs stay here)')
     counted = panel.runs[~panel.runs['apart']].groupby(['curve', 'at'])['at_chance'].agg(['sum', 'size'])
     for (curve, at), (stay, runs) in counted[counted['sum'] > 0].iterrows():
         place = dict(xytext=(0, -5), textcoords='offset points', ha='center', va='top', fontsize=6.5)
@@ -771,7 +771,8 @@ def learning_curves(
         sns.lineplot(frame, x='tokens', y='accuracy', **by_name(curves), **lines, **drawn)
         ax.get_legend().remove()
     ax.set(xlabel='Tokens trained on (millions)', ylabel='Validation accuracy (%)')
-    ax.set_title(literal(beside.title) + (f' ({min(seeds)} seeds, a line each)' if seeds else ''), loc='left')
+    count = ' to '.join(map(str, sorted({min(seeds), max(seeds)}))) if seeds else ''
+    ax.set_title(literal(beside.title) + (f' ({count} seeds, a line each)' if seeds else ''), loc='left')
     notes = [] if seeds else ['no runs yet']
     write_gaps(ax, notes + ([f'{beside.missing} runs missing'] if beside.missing else []))
     return ax
@@ -791,9 +792,10 @@ def headline_bars(
         for row, value in enumerate(bars['value']):
             words = ' does not pass the teacher' if pd.isna(value) else f' {short_number(value)}'
             ax.text(0 if pd.isna(value) else value, row, words, va='center', fontsize=7)
-        ax.set_xlim(0, 1.25 * max(bars['value'].max(), 1) if bars['value'].notna().any() else 1)
+    passed = bool(curves) and bars['value'].notna().any()
+    ax.set_xlim(0, 1.25 * max(bars['value'].max(), 1) if passed else 1)
     finish_rows(ax, curves, '')
-    ax.xaxis.set_major_locator(ticker.MaxNLocator(4))
+    ax.xaxis.set_major_locator(ticker.MaxNLocator(4) if passed else ticker.NullLocator())
     ax.xaxis.set_major_formatter(lambda value, _: short_number(value))
     seeds = sorted(set(least.loc[least['n'] > 0, 'n'])) if curves else []
     ax.set_xlabel(

@@ -383,10 +383,16 @@ def maps_figure(drawn: Drawn, curves: Sequence[str]) -> plt.Figure:
 
 # %% ../../nbs/evidence/39_study.ipynb #03e551f1
 def headline_figure(least: pd.DataFrame) -> plt.Figure:
-    "What each method needs: examples, and parameters."
-    fig, axes = plt.subplots(1, 2, figsize=(6.2, 1.9), layout='constrained')
-    headline_bars(axes[0], least, 'n_train', 'Training examples needed')
-    headline_bars(axes[1], least, 'parameters', "Student's parameters needed")
+    "What each method needs: examples, and parameters; a row for each panel."
+    panels = list(dict.fromkeys(least['panel'])) if len(least) else ['']
+    fig, axes = plt.subplots(
+        len(panels), 2, figsize=(6.2, 0.4 + 1.3 * len(panels)), layout='constrained', squeeze=False
+    )
+    for row, panel in zip(axes, panels, strict=True):
+        some = least[least['panel'] == panel] if panel else least
+        headline_bars(row[0], some, 'n_train', 'Training examples needed')
+        headline_bars(row[1], some, 'parameters', "Student's parameters needed")
+        row[0].set_title(PANELS.get(panel, panel), loc='left')
     return fig
 
 # %% ../../nbs/evidence/39_study.ipynb #20c96be8
