@@ -1059,8 +1059,8 @@ our own runs of small students on generated tasks. The sentences below say what 
 <p class="making">Gains are points of test accuracy, means over sizes (content: one size; starting: percent of runs),
 with 95% intervals over seeds and, where runs share them, questions. Undecided: the interval holds zero. Equivalent: it
 lies within 2 points of zero. Equal compute: standard finetuning has step-by-step's tokens, or up to 1.7 times as many.
-Harm or settings: shuffled rationales end below standard finetuning, which has settings of its own. Each interval stands alone; the
-verdicts below count all lines.
+Harm or settings: shuffled rationales end below standard finetuning, which has settings of its own. Each interval stands
+alone; the verdicts below count all lines.
 Other people's runs are lines of <code>reports/independent_runs.csv</code>.</p>
 {% else %}
 <p class="nothing">No run is published yet.</p>
