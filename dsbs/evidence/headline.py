@@ -110,7 +110,7 @@ def student_factor(runs: pd.DataFrame) -> float:
     return float(stats.t.ppf(0.975, max(seeds, 2) - 1))
 
 # %% ../../nbs/evidence/40_headline.ipynb #40000017
-OUR_ROW = 'Our runs on generated tasks: T5 from random weights, {:,} parameters; bars: 95% intervals'
+OUR_ROW = 'Our runs on generated tasks: T5 from random weights, about {:,} parameters; bars: 95% intervals'
 
 
 def draw_ours(axes: Sequence[plt.Axes], ours: OurRuns):
@@ -119,7 +119,7 @@ def draw_ours(axes: Sequence[plt.Axes], ours: OurRuns):
         runs = ours.frame[ours.frame['panel'] == panel]
         beside = Beside(PANELS[panel], missing=ours.missing.get(panel, 0))
         accuracy_curves(ax, runs, 'n_train', beside, student_factor(runs))
-    write_heading(axes, OUR_ROW.format(int(ours.frame['parameters'].max())))
+    write_heading(axes, OUR_ROW.format(round(int(ours.frame['parameters'].max()), -4)))
 
 # %% ../../nbs/evidence/40_headline.ipynb #40000020
 def headline_figure(

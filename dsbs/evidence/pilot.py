@@ -360,7 +360,7 @@ def next_doubling(
     room, ends = float(now.mean()), [same.interval(), law.interval()]
     low, high = min(end[0] for end in ends), max(end[1] for end in ends)
     mean = (same.mean + law.mean) / 2
-    return Forecast(*(min(points, room) for points in (mean, low, high)))
+    return Forecast(*(max(room - 100, min(points, room)) for points in (mean, low, high)))  # From 0 to 100%
 
 # %% ../../nbs/evidence/44_pilot.ipynb #44a00024
 MARGIN, LEVEL, FILTER_FROM = 2.0, 0.1, 10.0  # Points; chance of a wrong statement; percent of known labels
