@@ -17,7 +17,6 @@ from dsbs.evidence.study import split_table
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = list(csv.DictReader((ROOT / 'reports' / 'independent_runs.csv').open(encoding='utf-8')))
-NOTEBOOK = ROOT / 'nbs' / 'figures' / 'start_or_generalise.ipynb'
 
 
 def runs(accuracies, seeds=None):
@@ -84,9 +83,10 @@ def by_hand(share, limit):
     return len(left), statistics.mean(left), starting, generalising
 
 
-def said():
-    "What the notebook says of these runs, in its prose."
-    return ' '.join(' '.join(c.source.split()) for c in nbformat.read(NOTEBOOK, 4).cells if c.cell_type == 'markdown')
+def said(name='start_or_generalise'):
+    "What a figure's notebook says of these runs, in its prose."
+    cells = nbformat.read(ROOT / 'nbs' / 'figures' / f'{name}.ipynb', 4).cells
+    return ' '.join(' '.join(c.source.split()) for c in cells if c.cell_type == 'markdown')
 
 
 @pytest.mark.parametrize('limit', [36.3, 37])
@@ -104,15 +104,22 @@ def test_what_the_notebook_says_of_all_shares():
     assert re.search(r'5\.3 points of starting and 3\.3 of generalising', said())
 
 
-def our_runs(n_train, **wanted):
+FRESH = 20  # The first seed of the runs that ask three lines again
+
+
+def our_runs(n_train, fresh=False, **wanted):
     "Our runs, read with nothing of ours: does each leave chance, did it converge, and how well it ends."
     usual = dict(student='scratch-32x2', label_source='human', rationales='teacher', rationale_weight=1.0)
     usual |= dict(n_train=n_train, rationale_share=1.0, teacher_error=0.05, mutual_information=0.0)
     usual |= dict(extra='', task_prefix='encoder') | wanted
     records = [json.loads(line) for line in (ROOT / 'reports' / 'results' / 'embedded.jsonl').open(encoding='utf-8')]
+    records = sorted((r for r in records if (r['spec']['seed'] >= FRESH) == fresh), key=lambda r: r['spec']['seed'])
     runs = [r['metrics'] for r in records if all(r['spec'][name] == value for name, value in usual.items())]
     least = binom.ppf(0.975, 500, 0.5) / 5  # Percent that guessing passes in 2.5% of cases
     return [(m['test_accuracy'] > least, m['converged'], m['test_accuracy']) for m in runs]
+
+
+THIRD = dict(method='step_by_step', rationale_share=0.33)
 
 
 def same_kind_runs(n_train, **wanted):
@@ -146,6 +153,31 @@ def test_what_the_notebook_says_of_our_runs():
     assert f'and {leaving(same_kind_runs(**by_rationales, rationale_weight=0.0))} with weight 0' in text
     staying = [converged for runs in plain + ours for left, converged, _ in runs if not left]
     assert all(staying) and f'All {len(staying)} have fitted their rows' in text
+
+
+def test_what_is_said_of_fresh_seeds():
+    counts = {
+        n: [same_kind_runs(n, fresh=True, method=method) for method in ('standard', 'step_by_step')]
+        for n in (100, 150, 300)
+    }
+    left = {n: [sum(left for left, *_ in runs) for runs in both] for n, both in counts.items()}
+    assert {len(runs) for both in counts.values() for runs in both} == {40} and left[300] == [40, 40]
+    at_150, at_100 = (' and '.join(map(str, left[n])) for n in (150, 100))
+    assert f'at 150 rows {at_150} of 40 leave, at 100 rows {at_100}, at 300 all' in said()
+    text = said('replication')
+    shares = [100 * sum(left[n][i] for n in left) / 120 for i in (1, 0)]
+    assert "{:.0f}% of step-by-step's runs leave chance on `same_kind`, and {:.0f}% of".format(*shares) in text
+    third, standard = (same_kind_runs(150, fresh=True, **more) for more in (THIRD, dict(method='standard')))
+    gain = statistics.mean(r[2] for r in third) - statistics.mean(r[2] for r in standard)
+    assert f'keeps a gain of {gain:.1f} points' in text
+    half = our_runs(320, fresh=True, task='heavier_than', method='step_by_step')
+    whole = our_runs(640, fresh=True, task='heavier_than', method='standard')
+    differences = [ours[2] - other[2] for ours, other in zip(half, whole, strict=True)]
+    assert f'In {sum(d < -0.01 for d in differences)} of 40 seeds' in text
+    assert f'on the median by {-statistics.median(differences):.1f} points' in text
+    started = [d for d, (left, *_) in zip(differences, whole, strict=True) if left]
+    assert len(started) == 39
+    assert f'from {statistics.mean(started):.1f} to {statistics.mean(differences):.1f}' in text
 
 
 def test_what_the_notebook_says_of_the_negative_control():
