@@ -8,8 +8,8 @@ __all__ = ['AS_IN_THE_PAPER', 'THEIRS', 'THEIR_ROW', 'SIZES_FIGURE', 'SHOWN_TASK
            'write_heading', 'draw_theirs', 'OurRuns', 'our_runs', 'student_factor', 'draw_ours', 'headline_figure',
            'write_headline', 'outcome', 'tenths', 'measured', 'flagged', 'compared', 'Sentence', 'made_panel',
            'panel_of', 'answer', 'over_shares', 'independent_mean_gain', 'paper_scale', 'result_sentence',
-           'mean_sentence', 'start_panel', 'start_sentence', 'control_harm', 'with_harm', 'content_sentence',
-           'headline_sentences', 'as_markdown']
+           'mean_sentence', 'start_sentence', 'control_harm', 'with_harm', 'content_sentence', 'headline_sentences',
+           'as_markdown']
 
 # %% ../../nbs/evidence/40_headline.ipynb #40000004
 import re
@@ -295,15 +295,13 @@ def mean_sentence(topic: str, name: str, panel: str, found: dict[str, dict]) -> 
     return Sentence(f'{topic} step-by-step is {compared(gain)} standard finetuning, {over}.', SIZES_FIGURE)
 
 # %% ../../nbs/evidence/40_headline.ipynb #40000045
-def start_panel(found: dict[str, dict]) -> Panel | None:
-    "The runs that say who leaves chance where starting is hard: those with fresh seeds, once they are made."
-    fresh = fresh_curves(ASKED_BY_ID['emb-start'][0], 'same_kind')
-    return made_panel('same_kind', fresh, found) or panel_of('emb-start', 'same_kind', found)
-
-
 def start_sentence(found: dict[str, dict]) -> Sentence | None:
-    "How many runs leave chance, where starting is hard; also at equal compute, where those runs are made."
-    asked, longer = start_panel(found), panel_of('emb-compute-sizes', 'same_kind', found)
+    "How many runs leave chance, where starting is hard: of fresh seeds once they are made; also at equal compute."
+    fresh = made_panel('same_kind', fresh_curves(ASKED_BY_ID['emb-start'][0], 'same_kind'), found)
+    asked, longer = (
+        fresh or panel_of('emb-start', 'same_kind', found),
+        panel_of('emb-compute-sizes', 'same_kind', found),
+    )
     if asked is None:
         return None
     left = (100.0 * left_chance(asked.runs)).groupby(asked.runs['curve']).mean()
@@ -314,7 +312,7 @@ def start_sentence(found: dict[str, dict]) -> Sentence | None:
     if longer:
         equal = starts_more_often(longer, 'equal_compute').weakest
         text += f'; equal compute: {flagged(equal)}, {equal.seeds}'
-    return Sentence(f'{text}.', SIZES_FIGURE)
+    return Sentence(f'{text}.', 'replication' if fresh else SIZES_FIGURE)
 
 # %% ../../nbs/evidence/40_headline.ipynb #40000048
 def control_harm(panel: str, found: dict[str, dict]) -> Gain | None:  # None: a run is missing

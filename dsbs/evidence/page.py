@@ -8,13 +8,13 @@ __all__ = ['PLACE_HEADS', 'USUAL_PLACE', 'Places', 'MOST_COLUMNS', 'SCALES', 'RU
            'gaps_text', 'number_attributes', 'number_cell', 'panel_name', 'curve_name', 'range_text', 'size_text',
            'place_texts', 'telling_columns', 'by_place', 'table_groups', 'table_by_place', 'curves_of',
            'table_by_curve', 'number_table', 'number_tables', 'Picture', 'picture', 'images_of', 'panel_note',
-           'panel_notes', 'making', 'published_numbers', 'two_digits', 'paper_table', 'paper_remark', 'others_table',
-           'others_by_share', 'others_tables', 'run_texts', 'independent_runs', 'dataset_sizes', 'measured_here',
-           'alt_text', 'figure_section', 'verdict_mark', 'effect_text', 'effect_number', 'more_text', 'claim_line',
-           'claims_by_id', 'claims_section', 'text_cell', 'open_choices', 'teacher_in_record', 'teachers_of',
-           'teacher_row', 'teacher_tables', 'Shown', 'recorded_answers', 'examples_of', 'example_card', 'answer_mark',
-           'examples_by_task', 'page_facts', 'page_contents', 'sentence_links', 'students_to_ask', 'measured_figure',
-           'page_html', 'write_page']
+           'panel_notes', 'seeds_text', 'making', 'published_numbers', 'two_digits', 'paper_table', 'paper_remark',
+           'others_table', 'others_by_share', 'others_tables', 'run_texts', 'independent_runs', 'dataset_sizes',
+           'measured_here', 'alt_text', 'figure_section', 'verdict_mark', 'effect_text', 'effect_number', 'more_text',
+           'claim_line', 'claims_by_id', 'claims_section', 'text_cell', 'open_choices', 'teacher_in_record',
+           'teachers_of', 'teacher_row', 'teacher_tables', 'Shown', 'recorded_answers', 'examples_of', 'example_card',
+           'answer_mark', 'examples_by_task', 'page_facts', 'page_contents', 'sentence_links', 'students_to_ask',
+           'measured_figure', 'page_html', 'write_page']
 
 # %% ../../nbs/evidence/42_page.ipynb #09f2acee
 import base64
@@ -23,7 +23,7 @@ import math
 import re
 import struct
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -367,6 +367,13 @@ def panel_notes(points: Sequence[Point]) -> list[dict]:
     return [panel_note(panel, some) for panel, some in panels.items()]
 
 # %% ../../nbs/evidence/42_page.ipynb #17252c29
+def seeds_text(seeds: Iterable[int]) -> str:
+    "The seeds; many that follow each other by the first and the last."
+    seeds = sorted(set(seeds))
+    many = len(seeds) > 4 and seeds[-1] - seeds[0] == len(seeds) - 1
+    return f'{seeds[0]} to {seeds[-1]}' if many else ', '.join(map(str, seeds))
+
+
 def making(figure: str, preset: str, points: Sequence[Point]) -> dict:
     "How a figure is made again and how long that takes."
     runs = list({r['key']: r for p in points for r in p.records}.values())
@@ -378,7 +385,7 @@ def making(figure: str, preset: str, points: Sequence[Point]) -> dict:
         minutes=f'{sum(r["time"]["seconds"] for r in runs) / 60:.1f}',
         devices=' and '.join(sorted(devices)),
         machines='; '.join(sorted(machines)),
-        seeds=', '.join(map(str, sorted({r['spec']['seed'] for r in runs}))),
+        seeds=seeds_text(r['spec']['seed'] for r in runs),
         missing=sum(p.asked - len(p.records) for p in points),
     )
 
