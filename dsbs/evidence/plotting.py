@@ -916,6 +916,8 @@ def save_figure(
     written = []
     fig.draw_without_rendering()
     fig.set_layout_engine('none')
+    for ax in fig.axes:  # The layout's last digits may differ, and an svg's ids are made of them
+        ax.set_position(np.round(ax.get_position(original=True).bounds, 9), which='original')
     for suffix, metadata in (('.png', {'Software': None}), ('.svg', {'Date': None, 'Creator': None})):
         path = Path(f'{stem}{suffix}')
         with replacing(path) as tmp, plt.rc_context(THEME):
