@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['TIDY', 'LAST_QUARTER', 'HOLDS', 'FAILS', 'EQUIVALENT', 'UNDECIDED', 'NOT_COMPARABLE', 'SEEDS_AT_A_LOOK', 'LOOK_LEVEL',
-           'SEEDS_RULE', 'REPLICATION_LEVEL', 'FRESH_SEEDS', 'REPLICATION_RULE', 'POWER', 'MOST_MORE', 'PARTS',
-           'SPLIT_DRAWS', 'UNTOLD_AT_MOST', 'NUMBERS', 'MOVES', 'mean_interval', 'from_bits', 'run_row', 'largest',
-           'examples_asked', 'tidy', 'example_frame', 'not_converged', 'best_before_the_end', 'summary', 'Gain',
-           'satterthwaite', 'crossed_gain', 'binomial_variance', 'gain_over_seeds', 'unpaired_gain', 'Differences',
-           'bits_by_seed', 'shared_questions', 'paired_differences', 'mean_differences', 'gain_row', 'paired_gains',
-           'line_of', 'line_of_no_gain', 'line_of_all', 'line_of_any', 'holm', 'p_values', 'verdicts', 'looked_twice',
-           'more_seeds', 'chance_limit', 'at_chance', 'Leaving', 'leaving', 'gain_parts', 'drawn_again',
-           'variance_drawn', 'part_gains', 'split_gain', 'share_leaving', 'examples_needed', 'smallest_and_least',
-           'run_move', 'run_moves', 'mean_move', 'gain_move']
+           'SEEDS_RULE', 'REPLICATION_LEVEL', 'FRESH_SEEDS', 'REPLICATION_RULE', 'COMPUTE_FRESH_SEEDS', 'COMPUTE_RULE',
+           'POWER', 'MOST_MORE', 'PARTS', 'SPLIT_DRAWS', 'UNTOLD_AT_MOST', 'NUMBERS', 'MOVES', 'mean_interval',
+           'from_bits', 'run_row', 'largest', 'examples_asked', 'tidy', 'example_frame', 'not_converged',
+           'best_before_the_end', 'summary', 'Gain', 'satterthwaite', 'crossed_gain', 'binomial_variance',
+           'gain_over_seeds', 'unpaired_gain', 'Differences', 'bits_by_seed', 'shared_questions', 'paired_differences',
+           'mean_differences', 'gain_row', 'paired_gains', 'line_of', 'line_of_no_gain', 'line_of_all', 'line_of_any',
+           'holm', 'p_values', 'verdicts', 'looked_twice', 'more_seeds', 'chance_limit', 'at_chance', 'Leaving',
+           'leaving', 'gain_parts', 'drawn_again', 'variance_drawn', 'part_gains', 'split_gain', 'share_leaving',
+           'examples_needed', 'smallest_and_least', 'run_move', 'run_moves', 'mean_move', 'gain_move']
 
 # %% ../../nbs/evidence/33_statistics.ipynb #7ee642ea
 import math
@@ -448,6 +448,15 @@ REPLICATION_RULE = (
     f'spread at most {FRESH_SEEDS} more seeds would decide, are asked again of {FRESH_SEEDS} fresh seeds alone, once, '
     f'all together, at the level {REPLICATION_LEVEL} with Holm over these lines. What comes out is published either '
     'way.'
+)
+
+# %% ../../nbs/evidence/33_statistics.ipynb #33r00005
+COMPUTE_FRESH_SEEDS = 50
+COMPUTE_RULE = (
+    'Declared on 2026-11-27, after the replication was seen: the two lines on equal compute on same_kind, undecided '
+    f'after the second look, are asked again of {COMPUTE_FRESH_SEEDS} fresh seeds alone, with fresh runs on both '
+    f'sides, once, both together, at the level {REPLICATION_LEVEL} with Holm over the two. What comes out is '
+    'published either way.'
 )
 
 # %% ../../nbs/evidence/33_statistics.ipynb #33000078
