@@ -1098,25 +1098,30 @@ def panels_ready(
     return [(c, {name: ready(c, name, curves) for name, curves in asked[c.id].items()}) for c in ASKED[preset]]
 
 # %% ../../nbs/evidence/37_claims.ipynb #37r00004
-REPLICATED = (('emb-half', 'heavier_than'), ('emb-share', 'same_kind'), ('emb-start', 'same_kind'))
+REPLICATED = dict(  # figure -> its lines, each a claim and a panel
+    replication=(('emb-half', 'heavier_than'), ('emb-share', 'same_kind'), ('emb-start', 'same_kind')),
+    replication_compute=(('emb-compute-sizes', 'same_kind'), ('emb-compute', 'same_kind')),
+)
 
 
 def fresh_curves(
+    figure: str,  # One of `REPLICATED`
     claim: Claim,
     panel: str,  # Of preset embedded
 ) -> dict[str, list[RunSpec]]:  # curve -> specs
-    "The runs of `grids.replication` at the points that a claim asks about."
+    "A figure's fresh runs at the points that a claim asks about."
     asked = {with_seed(s, 0) for s in specs_of({panel: curves_asked(claim, 'embedded', panel)})}
-    fresh = runs_of('replication', 'embedded')[panel]
+    fresh = runs_of(figure, 'embedded')[panel]
     return {curve: [s for s in specs if with_seed(s, 0) in asked] for curve, specs in fresh.items()}
 
 
 def questions_again(
+    figure: str,  # One of `REPLICATED`
     results: Path,  # Folder of published results
 ) -> list[Question]:
-    "The lines of `statistics.REPLICATION_RULE`, put to their fresh runs."
+    "Lines that are asked again, put to their fresh runs."
     claims = {c.id: c for c in EMBEDDED_CLAIMS}
-    asked = [(claims[name], panel, fresh_curves(claims[name], panel)) for name, panel in REPLICATED]
+    asked = [(claims[name], panel, fresh_curves(figure, claims[name], panel)) for name, panel in REPLICATED[figure]]
     specs = list(dict.fromkeys(s for _, panel, curves in asked for s in specs_of({panel: curves})))
     found = dict(zip(specs, find_published(Path(results), specs), strict=True))
     panels = [make_panel(panel, curves, found) for _, panel, curves in asked]
@@ -1145,13 +1150,14 @@ def asked_again(
 
 # %% ../../nbs/evidence/37_claims.ipynb #37r00010
 def before_and_after(
+    figure: str,  # One of `REPLICATED`
     results: Path,  # Folder of published results
 ) -> pd.DataFrame:  # A line and an answer in each row: id, data, asked of, and what `judge` says
-    "The replicated lines, as two looks left them and, when all their runs are made, as their fresh seeds answer."
+    "A figure's lines, as two looks left them and, when all their runs are made, as their fresh seeds answer."
     ready = panels_ready('embedded', results, {})
     before = judged([q for claim, panels in ready for q in questions_of(claim, 'embedded', panels)])
-    after = asked_again([dict(row) for row in before], questions_again(results))
-    lines = {(name, PANELS[panel]) for name, panel in REPLICATED}
+    after = asked_again([dict(row) for row in before], questions_again(figure, results))
+    lines = {(name, PANELS[panel]) for name, panel in REPLICATED[figure]}
     rows = [
         dict(asked_of=f'{row["n"]} {"fresh seeds" if row != old else "seeds, two looks"}') | row
         for old, new in zip(before, after, strict=True)
@@ -1176,6 +1182,7 @@ def judge(
     for p in presets:
         ready = panels_ready(p, results, teachers)
         found = judged([q for claim, panels in ready for q in questions_of(claim, p, panels)])
-        again = questions_again(results) if p == 'embedded' else []
-        rows += asked_again(found, again) + unasked_rows(p)
+        for replication in REPLICATED if p == 'embedded' else ():
+            found = asked_again(found, questions_again(replication, results))
+        rows += found + unasked_rows(p)
     return [row for row in folded(rows) if figure in (None, row['figure'])]

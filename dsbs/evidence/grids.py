@@ -711,36 +711,44 @@ PAPER_FIGURES = {
 }
 
 # %% ../../nbs/evidence/34_grids.ipynb #f6ab0048
-FIGURES = PAPER_FIGURES | {
-    'table1_teachers': Figure('Table 1', 'Teachers of different quality', better_and_weaker_teacher, NOT_STANDIN),
-    'table2_training_format': Figure(
-        'Table 2', 'One target or two tasks', training_formats, ON_TWO | EVENING, own=True
-    ),
-    'table3_datasets': Figure('Table 3', 'The datasets', None, ON_ALL | EVENING),
-    'compute': Figure('', 'Accuracy against compute', compute_curves, ON_TWO | EVENING, own=True),
-    'rationale_content': Figure('', 'What in a rationale helps', rationale_contents, ON_TWO | EVENING, own=True),
-    'rationale_share': Figure('', 'How many rows need a rationale', rationale_shares, NOT_PAPER, own=True),
-    'rationale_words': Figure(
-        '',
-        'How long a rationale may be',
-        rationale_lengths,
-        dict(standin=STANDIN_PANELS),  # Embedded rationales have few words
-        own=True,
-        smoke='quick_weight_untold',
-    ),
-    'rationale_weight': Figure(
-        '', 'The weight of the rationale task', rationale_weights, ON_ONE | dict(paper=('cqa',)), own=True
-    ),
-    'task_prefix': Figure('', 'Naming the task at the decoder', decoder_prefix, ON_ONE),
-    'prediction_cost': Figure('', 'The cost of a prediction', None, dict(quick=ONE_QUICK)),
-    'machines': Figure('', 'The same runs on other machines', None, dict(quick=QUICK_PANELS)),
-    'start_or_generalise': Figure(
-        '', 'To start, or to generalise?', None, {p: panels for p, panels in ON_ALL.items() if p != 'paper'}
-    ),
-    'replication': Figure('', 'Three undecided lines, asked again', replication, dict(embedded=TWO_EMBEDDED)),
-    'pilot': Figure('', 'How good is the advice of a pilot?', None, dict(embedded=EMBEDDED_PANELS)),
-    'search': Figure('', 'How the settings were chosen', search_runs, dict(search=(*TWO_EMBEDDED, *STANDIN_PANELS))),
-}
+FIGURES = (
+    PAPER_FIGURES
+    | {
+        'table1_teachers': Figure('Table 1', 'Teachers of different quality', better_and_weaker_teacher, NOT_STANDIN),
+        'table2_training_format': Figure(
+            'Table 2', 'One target or two tasks', training_formats, ON_TWO | EVENING, own=True
+        ),
+        'table3_datasets': Figure('Table 3', 'The datasets', None, ON_ALL | EVENING),
+        'compute': Figure('', 'Accuracy against compute', compute_curves, ON_TWO | EVENING, own=True),
+        'rationale_content': Figure('', 'What in a rationale helps', rationale_contents, ON_TWO | EVENING, own=True),
+        'rationale_share': Figure('', 'How many rows need a rationale', rationale_shares, NOT_PAPER, own=True),
+        'rationale_words': Figure(
+            '',
+            'How long a rationale may be',
+            rationale_lengths,
+            dict(standin=STANDIN_PANELS),  # Embedded rationales have few words
+            own=True,
+            smoke='quick_weight_untold',
+        ),
+        'rationale_weight': Figure(
+            '', 'The weight of the rationale task', rationale_weights, ON_ONE | dict(paper=('cqa',)), own=True
+        ),
+        'task_prefix': Figure('', 'Naming the task at the decoder', decoder_prefix, ON_ONE),
+        'prediction_cost': Figure('', 'The cost of a prediction', None, dict(quick=ONE_QUICK)),
+        'machines': Figure('', 'The same runs on other machines', None, dict(quick=QUICK_PANELS)),
+        'start_or_generalise': Figure(
+            '', 'To start, or to generalise?', None, {p: panels for p, panels in ON_ALL.items() if p != 'paper'}
+        ),
+        'replication': Figure('', 'Three undecided lines, asked again', replication, dict(embedded=TWO_EMBEDDED)),
+        'replication_compute': Figure(
+            '', 'Two lines at equal compute, asked again', replication_compute, dict(embedded=TWO_EMBEDDED[:1])
+        ),
+        'pilot': Figure('', 'How good is the advice of a pilot?', None, dict(embedded=EMBEDDED_PANELS)),
+        'search': Figure(
+            '', 'How the settings were chosen', search_runs, dict(search=(*TWO_EMBEDDED, *STANDIN_PANELS))
+        ),
+    }
+)
 
 # %% ../../nbs/evidence/34_grids.ipynb #f6ab0051
 PUBLISHED = (

@@ -7,7 +7,7 @@ __all__ = ['AS_IN_THE_PAPER', 'THEIRS', 'THEIR_ROW', 'SIZES_FIGURE', 'SHOWN_TASK
            'COMPARED', 'NUMBER', 'ASKED_BY_ID', 'CQA_PANEL', 'ANLI_PANEL', 'INFORMATION', 'ESNLI', 'their_panels',
            'write_heading', 'draw_theirs', 'OurRuns', 'our_runs', 'student_factor', 'draw_ours', 'headline_figure',
            'write_headline', 'outcome', 'tenths', 'measured', 'flagged', 'compared', 'Sentence', 'made_panel',
-           'panel_of', 'answer', 'over_shares', 'independent_mean_gain', 'paper_scale', 'result_sentence',
+           'asked_of', 'panel_of', 'answer', 'over_shares', 'independent_mean_gain', 'paper_scale', 'result_sentence',
            'mean_sentence', 'start_sentence', 'control_harm', 'with_harm', 'content_sentence', 'headline_sentences',
            'as_markdown']
 
@@ -24,6 +24,7 @@ from scipy import stats
 from dsbs.evidence.claims import (
     ASKED,
     OURS,
+    REPLICATED,
     Panel,
     fresh_curves,
     left_chance,
@@ -198,7 +199,7 @@ class Sentence:
     "A statement about records."
 
     text: str
-    figure: str  # One of `grids.FIGURES`: its records stand behind the sentence
+    figures: tuple[str, ...]  # Of `grids.FIGURES`: their records stand behind the sentence
 
     @property
     def numbers(self) -> list[float]:
@@ -223,10 +224,18 @@ def made_panel(
     return made if made.runs['test_accuracy'].notna().all() else None
 
 
+def asked_of(name: str, panel: str, found: dict[str, dict]) -> tuple[str, Panel | None]:  # A figure, and its panel
+    "What a claim is asked of: its fresh runs, once all of them are made; else those of its own figure."
+    claim, preset = ASKED_BY_ID[name]
+    for figure in (f for f, lines in REPLICATED.items() if (name, panel) in lines):
+        if fresh := made_panel(panel, fresh_curves(figure, claim, panel), found):
+            return figure, fresh
+    return claim.figure, made_panel(panel, panels_asked(claim, preset)[panel], found)
+
+
 def panel_of(name: str, panel: str, found: dict[str, dict]) -> Panel | None:
     "The panel that a claim is asked of."
-    claim, preset = ASKED_BY_ID[name]
-    return made_panel(panel, panels_asked(claim, preset)[panel], found)
+    return asked_of(name, panel, found)[1]
 
 
 def answer(name: str, panel: str, found: dict[str, dict]) -> Gain | None:
@@ -274,11 +283,12 @@ def result_sentence(found: dict[str, dict], table: Path) -> Sentence | None:
     if not table.is_file():
         return None
     ours = [answer('emb-compute-sizes', panel, found) for panel in SHOWN_TASKS]
-    text = paper_scale(table)
+    text, figures = paper_scale(table), [SIZES_FIGURE]
     if None not in ours:
         gains = ', '.join(f'{flagged(gain)} on {panel}' for panel, gain in zip(SHOWN_TASKS, ours, strict=True))
         text += f'; on our benchmark, at equal compute, {gains}'
-    return Sentence(f'{text}.', SIZES_FIGURE)
+        figures += [asked_of('emb-compute-sizes', panel, found)[0] for panel in SHOWN_TASKS]
+    return Sentence(f'{text}.', tuple(dict.fromkeys(figures)))
 
 # %% ../../nbs/evidence/40_headline.ipynb #40000043
 INFORMATION = 'Information (heavier_than): at equal compute', 'emb-compute-sizes', 'heavier_than'
@@ -292,16 +302,13 @@ def mean_sentence(topic: str, name: str, panel: str, found: dict[str, dict]) -> 
         return None
     n_sizes = panel_of(name, panel, found).runs['size'].nunique()
     over = f'mean over {n_sizes} sizes, {gain.seeds} seeds'
-    return Sentence(f'{topic} step-by-step is {compared(gain)} standard finetuning, {over}.', SIZES_FIGURE)
+    return Sentence(f'{topic} step-by-step is {compared(gain)} standard finetuning, {over}.', (SIZES_FIGURE,))
 
 # %% ../../nbs/evidence/40_headline.ipynb #40000045
 def start_sentence(found: dict[str, dict]) -> Sentence | None:
-    "How many runs leave chance, where starting is hard: of fresh seeds once they are made; also at equal compute."
-    fresh = made_panel('same_kind', fresh_curves(ASKED_BY_ID['emb-start'][0], 'same_kind'), found)
-    asked, longer = (
-        fresh or panel_of('emb-start', 'same_kind', found),
-        panel_of('emb-compute-sizes', 'same_kind', found),
-    )
+    "How many runs leave chance, where starting is hard; also at equal compute."
+    figure, asked = asked_of('emb-start', 'same_kind', found)
+    other_figure, longer = asked_of('emb-compute-sizes', 'same_kind', found)
     if asked is None:
         return None
     left = (100.0 * left_chance(asked.runs)).groupby(asked.runs['curve']).mean()
@@ -312,7 +319,7 @@ def start_sentence(found: dict[str, dict]) -> Sentence | None:
     if longer:
         equal = starts_more_often(longer, 'equal_compute').weakest
         text += f'; equal compute: {flagged(equal)}, {equal.seeds}'
-    return Sentence(f'{text}.', 'replication' if fresh else SIZES_FIGURE)
+    return Sentence(f'{text}.', tuple(dict.fromkeys([figure] + [other_figure] * bool(longer))))
 
 # %% ../../nbs/evidence/40_headline.ipynb #40000048
 def control_harm(panel: str, found: dict[str, dict]) -> Gain | None:  # None: a run is missing
@@ -342,7 +349,7 @@ def content_sentence(found: dict[str, dict]) -> Sentence | None:
     same_kind, heavier_than = map(with_harm, gains, harms)
     text = f'Content, against same-label shuffled rationales: same_kind {same_kind}, heavier_than {heavier_than}; '
     return Sentence(
-        f'{text}negative control, against standard finetuning, {flagged(control, **margin)}.', 'rationale_content'
+        f'{text}negative control, against standard finetuning, {flagged(control, **margin)}.', ('rationale_content',)
     )
 
 # %% ../../nbs/evidence/40_headline.ipynb #40000050

@@ -611,6 +611,7 @@ WITHOUT_ERRORS = (
     'compute',
     'search',
     'replication',
+    'replication_compute',
 )  # Figures of runs whose marks have no standard error
 
 
@@ -1039,10 +1040,11 @@ def page_contents(
     return [('claims', 'Does it hold?', ''), *figures, *((to, name, '') for to, name in after.items())]
 
 # %% ../../nbs/evidence/42_page.ipynb #42000004
-def sentence_links(sentences: Sequence[Sentence]) -> list[dict]:  # text, figure, name
-    "Sentences, each with the figure that it leads to."
+def sentence_links(sentences: Sequence[Sentence]) -> list[dict]:  # text, and figures: id and name of each
+    "Sentences, each with the figures that it leads to."
     return [
-        dict(text=s.text, figure=s.figure, name=FIGURES[s.figure].where or FIGURES[s.figure].title) for s in sentences
+        dict(text=s.text, figures=[dict(id=f, name=FIGURES[f].where or FIGURES[f].title) for f in s.figures])
+        for s in sentences
     ]
 
 # %% ../../nbs/evidence/42_page.ipynb #01494724
@@ -1060,7 +1062,8 @@ our own runs of small students on generated tasks. The sentences below say what 
 {% endif %}
 {% if said %}
 <ul class="said">
-{% for s in said %}<li>{{ s.text }} <a href="#{{ s.figure }}">records: {{ s.name }}</a></li>
+{% for s in said %}<li>{{ s.text }}
+{% for f in s.figures %}<a href="#{{ f.id }}">records: {{ f.name }}</a> {% endfor %}</li>
 {% endfor %}
 </ul>
 <p class="making">Gains are points of test accuracy, means over sizes (content: one size; starting: percent of runs),

@@ -883,6 +883,8 @@ LINES_IN_SHORT = {
     'emb-half': 'Half of the rows,\nagainst standard with all',
     'emb-share': 'A third of the rationales,\nagainst standard',
     'emb-start': 'Runs that leave chance,\nagainst standard',
+    'emb-compute-sizes': 'Mean over the sizes,\nequal compute',
+    'emb-compute': '150 rows,\nequal compute',
 }
 
 

@@ -909,4 +909,4 @@ def machines_figure(
 def replicated_lines(study: Study) -> pd.DataFrame:  # As from `claims.before_and_after`
     "Each line that was asked again, before and of fresh seeds."
     place = study.folders.reports if study.preset == 'recorded' else study.out
-    return before_and_after(place / 'results')
+    return before_and_after(study.figure, place / 'results')

@@ -33,7 +33,7 @@ from dsbs.evidence.claims import (
     panels_asked,
     runs_of,
 )
-from dsbs.evidence.grids import FIGURES, PANELS, REPLICATION_SEEDS, grid, specs_of, with_seed
+from dsbs.evidence.grids import COMPUTE_SEEDS, FIGURES, PANELS, REPLICATION_SEEDS, grid, specs_of, with_seed
 from dsbs.evidence.plan import plan
 from dsbs.evidence.published import OPEN_CHOICES, PAPER_TABLES, REPRODUCTIONS
 from dsbs.hub import PINS
@@ -404,18 +404,24 @@ def test_fresh_seeds_are_looked_at_once_all_of_them():
     assert asked_again([dict(row) for row in rows], [fresh])[0]['verdict'] == HOLDS
 
 
-def test_fresh_seeds_belong_to_no_other_run_and_are_what_each_line_compares():
-    fresh = {s.seed for s in specs_of(grid('replication', 'embedded'))}
-    others = [
-        s for f in FIGURES if f != 'replication' for p in ('embedded', 'quick', 'search') for s in specs_of(grid(f, p))
-    ]
-    assert fresh == set(REPLICATION_SEEDS) and not fresh & {s.seed for s in others if s.task in EMBEDDED}
-    for claim, panel in REPLICATED:
+@pytest.mark.parametrize(('figure', 'seeds'), [('replication', REPLICATION_SEEDS), ('replication_compute', COMPUTE_SEEDS)])
+def test_fresh_seeds_belong_to_no_other_run_and_are_what_each_line_compares(figure, seeds):
+    fresh = {s.seed for s in specs_of(grid(figure, 'embedded'))}
+    others = [s for f in FIGURES if f != figure for p in ('embedded', 'quick', 'search') for s in specs_of(grid(f, p))]
+    assert fresh == set(seeds) and not fresh & {s.seed for s in others if s.task in EMBEDDED}
+    for claim, panel in REPLICATED[figure]:
         asked = curves_asked(BY_ID[claim], 'embedded', panel)
-        curves = fresh_curves(BY_ID[claim], panel)
+        curves = fresh_curves(figure, BY_ID[claim], panel)
         for curve, specs in curves.items():
             assert {with_seed(s, 0) for s in specs} <= {with_seed(s, 0) for s in asked[curve]}, (claim, curve)
-            assert len(specs) == 40 * len({with_seed(s, 0) for s in specs}), (claim, curve)
+            assert len(specs) == len(seeds) * len({with_seed(s, 0) for s in specs}) > 0, (claim, curve)
+
+
+def test_lines_at_equal_compute_are_asked_of_all_their_points():
+    for claim, sizes in (('emb-compute-sizes', {100, 150, 300}), ('emb-compute', {150})):
+        curves = fresh_curves('replication_compute', BY_ID[claim], 'same_kind')
+        assert set(curves) == {'step_by_step', 'equal_compute'}
+        assert all({s.n_train for s in specs} == sizes for specs in curves.values())
 
 
 def test_holm_goes_over_all_lines_of_a_scale():

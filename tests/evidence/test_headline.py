@@ -157,16 +157,41 @@ def started(ours, other, n):
     return (shares[0] - shares[1]) * (statistics.fmean(left[1]) - chance)
 
 
-def equal_compute(rows, task):
-    "Step-by-step minus standard finetuning with more updates: mean over sizes, a value for each seed."
+FRESH = range(20, 60)  # Seeds of the runs that ask three lines again
+AT_EQUAL_COMPUTE = range(200, 250)  # Seeds of the runs that ask two lines at equal compute again
+
+
+def equal_compute_sides(rows, task):
+    """Step-by-step and standard finetuning with more updates: size -> seed -> run; of fresh seeds alone once all of
+    them are made."""
     sides = both_methods(rows, task=task, student='scratch-32x2')
     if sides is None:
         return None
     ours, other = sides
-    other = {size: {seed: r for seed, r in seeds.items() if len(r) > 1} for size, seeds in other.items()}
-    if not all(other.values()):
+    more = {
+        size: {seed: longest(runs) for seed, runs in seeds.items() if seed in AT_EQUAL_COMPUTE or len(runs) > 1}
+        for size, seeds in other.items()
+    }
+    if not all(more.values()):
         return None
-    return over_sizes([by_seed(accuracies(ours[s], shortest), accuracies(other[s], longest)) for s in ours]), len(ours)
+    ours = {size: {seed: shortest(runs) for seed, runs in seeds.items()} for size, seeds in ours.items()}
+    fresh = all(set(AT_EQUAL_COMPUTE) <= set(side[size]) for side in (ours, more) for size in more)
+    return [
+        {size: {seed: r for seed, r in seeds.items() if (seed in AT_EQUAL_COMPUTE) == fresh} for size, seeds in s.items()}
+        for s in (ours, more)
+    ]
+
+
+def equal_compute(rows, task):
+    "Step-by-step minus standard finetuning with more updates: mean over sizes, a value for each seed."
+    sides = equal_compute_sides(rows, task)
+    if sides is None:
+        return None
+    scores = [
+        {size: {seed: r['metrics']['test_accuracy'] for seed, r in seeds.items()} for size, seeds in side.items()}
+        for side in sides
+    ]
+    return over_sizes([by_seed(scores[0][size], scores[1][size]) for size in scores[0]]), len(scores[0])
 
 
 def result(rows, table):
@@ -198,37 +223,30 @@ def both_methods(rows, **settings):
     return sides if min(map(len, sides)) > 1 else None
 
 
-FRESH = 20  # The first seed of the runs that ask three lines again
+def leaves(r):
+    m = r['metrics']
+    return m['test_accuracy'] * m['n_test'] / 100 > stats.binom.ppf(0.975, m['n_test'], m['majority_accuracy'] / 100)
+
+
+def shares_that_leave(side, seeds):
+    "Percent of a seed's runs that leave chance; `side` has one run for each size and seed."
+    return {seed: statistics.fmean(100.0 * leaves(runs[seed]) for runs in side.values()) for seed in seeds}
 
 
 def start(rows):
     sides = both_methods(rows, task='same_kind', student='scratch-32x2')
     if sides is None:
         return None
-
-    def leaves(r):
-        m = r['metrics']
-        return m['test_accuracy'] * m['n_test'] / 100 > stats.binom.ppf(
-            0.975, m['n_test'], m['majority_accuracy'] / 100
-        )
-
-    def shares(side, pick):
-        return {
-            seed: statistics.fmean(100.0 * leaves(pick(s[seed])) for s in side.values()) for seed in side[min(side)]
-        }
-
-    def fresh(pairs, wanted):
-        return {seed: value for seed, value in pairs.items() if (seed >= FRESH) == wanted}
-
-    ours, other = (shares(side, shortest) for side in sides)
-    again = len(fresh(ours, True)) == 40 or not fresh(ours, False)  # All fresh runs are made
-    asked = [fresh(pairs, again) for pairs in (ours, other)]
-    values = list(by_seed(*asked).values())
-    numbers = [*(statistics.fmean(pairs.values()) for pairs in asked), *student(values), len(values)]
-    both = [s for s, runs in sides[1][min(sides[1])].items() if len(runs) > 1]  # Those with equal compute too
-    if both:
-        longer = by_seed(ours, fresh(shares(sides[1], longest), False))
-        numbers += [*student(list(longer.values())), len(longer)]
+    sides = [{size: {s: shortest(runs) for s, runs in seeds.items()} for size, seeds in side.items()} for side in sides]
+    there = set.intersection(*(set(seeds) for side in sides for seeds in side.values())) - set(AT_EQUAL_COMPUTE)
+    asked = set(FRESH) if set(FRESH) <= there else there - set(FRESH)
+    shares = [shares_that_leave(side, sorted(asked)) for side in sides]
+    values = list(by_seed(*shares).values())
+    numbers = [*(statistics.fmean(side.values()) for side in shares), *student(values), len(values)]
+    if longer := equal_compute_sides(rows, 'same_kind'):
+        both = set.intersection(*(set(seeds) for side in longer for seeds in side.values()))
+        values = list(by_seed(*(shares_that_leave(side, sorted(both)) for side in longer)).values())
+        numbers += [*student(values), len(values)]
     return numbers
 
 
