@@ -404,7 +404,9 @@ def test_fresh_seeds_are_looked_at_once_all_of_them():
     assert asked_again([dict(row) for row in rows], [fresh])[0]['verdict'] == HOLDS
 
 
-@pytest.mark.parametrize(('figure', 'seeds'), [('replication', REPLICATION_SEEDS), ('replication_compute', COMPUTE_SEEDS)])
+@pytest.mark.parametrize(
+    ('figure', 'seeds'), [('replication', REPLICATION_SEEDS), ('replication_compute', COMPUTE_SEEDS)]
+)
 def test_fresh_seeds_belong_to_no_other_run_and_are_what_each_line_compares(figure, seeds):
     fresh = {s.seed for s in specs_of(grid(figure, 'embedded'))}
     others = [s for f in FIGURES if f != figure for p in ('embedded', 'quick', 'search') for s in specs_of(grid(f, p))]

@@ -177,7 +177,10 @@ def equal_compute_sides(rows, task):
     ours = {size: {seed: shortest(runs) for seed, runs in seeds.items()} for size, seeds in ours.items()}
     fresh = all(set(AT_EQUAL_COMPUTE) <= set(side[size]) for side in (ours, more) for size in more)
     return [
-        {size: {seed: r for seed, r in seeds.items() if (seed in AT_EQUAL_COMPUTE) == fresh} for size, seeds in s.items()}
+        {
+            size: {seed: r for seed, r in seeds.items() if (seed in AT_EQUAL_COMPUTE) == fresh}
+            for size, seeds in s.items()
+        }
         for s in (ours, more)
     ]
 
