@@ -16,8 +16,8 @@ __all__ = ['POINT', 'OURS', 'MEASURED', 'NO_CURVE', 'AS_GOOD', 'LABELS', 'ON_ALL
            'left_chance', 'sign_test', 'starts_more_often', 'Claim', 'esnli_claim', 'runs_of', 'curves_asked',
            'panels_asked', 'independent_panel', 'shorter_trainings', 'evening_panel', 'Question', 'empty_row',
            'runs_lacking', 'unconverged_words', 'answered', 'Look', 'look_at', 'judged', 'folded', 'as_one',
-           'verdict_shown', 'questions_of', 'unasked_rows', 'panels_ready', 'fresh_curves', 'questions_again',
-           'asked_again', 'before_and_after', 'judge']
+           'verdict_shown', 'questions_of', 'unasked_rows', 'panels_ready', 'scale_of', 'fresh_curves',
+           'questions_again', 'asked_again', 'before_and_after', 'judge']
 
 # %% ../../nbs/evidence/37_claims.ipynb #9d2bcd39
 import math
@@ -1101,31 +1101,42 @@ def panels_ready(
 REPLICATED = dict(  # figure -> its lines, each a claim and a panel
     replication=(('emb-half', 'heavier_than'), ('emb-share', 'same_kind'), ('emb-start', 'same_kind')),
     replication_compute=(('emb-compute-sizes', 'same_kind'), ('emb-compute', 'same_kind')),
+    replication_content=(('esnli-content', 'esnli_standin'),),
 )
+
+
+def scale_of(
+    figure: str,  # One of `REPLICATED`
+) -> str:
+    "The preset that has a figure's fresh runs."
+    (preset,) = FIGURES[figure].data
+    return preset
 
 
 def fresh_curves(
     figure: str,  # One of `REPLICATED`
     claim: Claim,
-    panel: str,  # Of preset embedded
+    panel: str,
 ) -> dict[str, list[RunSpec]]:  # curve -> specs
     "A figure's fresh runs at the points that a claim asks about."
-    asked = {with_seed(s, 0) for s in specs_of({panel: curves_asked(claim, 'embedded', panel)})}
-    fresh = runs_of(figure, 'embedded')[panel]
+    preset = scale_of(figure)
+    asked = {with_seed(s, 0) for s in specs_of({panel: curves_asked(claim, preset, panel)})}
+    fresh = runs_of(figure, preset)[panel]
     return {curve: [s for s in specs if with_seed(s, 0) in asked] for curve, specs in fresh.items()}
 
-
+# %% ../../nbs/evidence/37_claims.ipynb #37r00013
 def questions_again(
     figure: str,  # One of `REPLICATED`
     results: Path,  # Folder of published results
 ) -> list[Question]:
     "Lines that are asked again, put to their fresh runs."
-    claims = {c.id: c for c in EMBEDDED_CLAIMS}
+    preset = scale_of(figure)
+    claims = {c.id: c for c in ASKED[preset]}
     asked = [(claims[name], panel, fresh_curves(figure, claims[name], panel)) for name, panel in REPLICATED[figure]]
     specs = list(dict.fromkeys(s for _, panel, curves in asked for s in specs_of({panel: curves})))
     found = dict(zip(specs, find_published(Path(results), specs), strict=True))
     panels = [make_panel(panel, curves, found) for _, panel, curves in asked]
-    return [Question(c, 'embedded', (made,), c.on[name]) for (c, name, _), made in zip(asked, panels, strict=True)]
+    return [Question(c, preset, (made,), c.on[panel]) for (c, panel, _), made in zip(asked, panels, strict=True)]
 
 # %% ../../nbs/evidence/37_claims.ipynb #37r00007
 def asked_again(
@@ -1153,13 +1164,14 @@ def before_and_after(
     figure: str,  # One of `REPLICATED`
     results: Path,  # Folder of published results
 ) -> pd.DataFrame:  # A line and an answer in each row: id, data, asked of, and what `judge` says
-    "A figure's lines, as two looks left them and, when all their runs are made, as their fresh seeds answer."
-    ready = panels_ready('embedded', results, {})
-    before = judged([q for claim, panels in ready for q in questions_of(claim, 'embedded', panels)])
+    "A figure's lines as they were and, when all its runs are made, as their fresh seeds answer."
+    preset = scale_of(figure)
+    ready = panels_ready(preset, results, {})
+    before = judged([q for claim, panels in ready for q in questions_of(claim, preset, panels)])
     after = asked_again([dict(row) for row in before], questions_again(figure, results))
     lines = {(name, PANELS[panel]) for name, panel in REPLICATED[figure]}
     rows = [
-        dict(asked_of=f'{row["n"]} {"fresh seeds" if row != old else "seeds, two looks"}') | row
+        dict(asked_of=f'{row["n"]} {"fresh seeds" if row != old else "seeds before"}') | row
         for old, new in zip(before, after, strict=True)
         for row in ([old] if new == old else [old, new])
         if (old['id'], old['data']) in lines and row['n']
@@ -1182,7 +1194,7 @@ def judge(
     for p in presets:
         ready = panels_ready(p, results, teachers)
         found = judged([q for claim, panels in ready for q in questions_of(claim, p, panels)])
-        for replication in REPLICATED if p == 'embedded' else ():
+        for replication in (name for name in REPLICATED if scale_of(name) == p):
             found = asked_again(found, questions_again(replication, results))
         rows += found + unasked_rows(p)
     return [row for row in folded(rows) if figure in (None, row['figure'])]

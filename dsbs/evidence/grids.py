@@ -11,18 +11,18 @@ __all__ = ['TRAINED_WITH', 'CONTENTS', 'FORMATS', 'A_THIRD', 'SEARCH', 'EMBEDDED
            'OWN_BASE', 'SHARED_TERM', 'WITH_ALL_SEEDS', 'REPLICATION_SEEDS', 'COMPUTE_SEEDS', 'CONTENT_SEEDS',
            'EMBEDDED_PANELS', 'QUICK_PANELS', 'STANDIN_PANELS', 'PAPER_PANELS', 'EVENING_PANELS', 'EVENING',
            'TWO_EMBEDDED', 'ONE_QUICK', 'ON_ALL', 'ON_TWO', 'NOT_STANDIN', 'ON_ONE', 'NOT_PAPER', 'PAPER_FIGURES',
-           'FIGURES', 'PUBLISHED', 'PRESETS', 'SMOKE_CURVES', 'MORE_SEEDS', 'Stage', 'FOLDERS_NAMED', 'PANELS',
-           'MEASURED_HERE', 'with_seed', 'expand', 'distinct_values', 'runs_table', 'Setup', 'longer', 'curve_of',
-           'beside', 'half_fraction', 'settings_tried', 'was_chosen', 'settings_chosen', 'embedded_setup', 'full_setup',
-           'embedded_setups', 'quick_setup', 'quick_setups', 'standin_setups', 'paper_setup', 'evening_setup',
-           'evening_setups', 'paper_setups', 'searched_setups', 'own_setup', 'two_methods', 'with_equal_compute',
-           'data_size_human', 'with_added_rows', 'better_and_weaker_teacher', 'training_formats', 'content_changes',
-           'rationale_contents', 'rationale_weights', 'rationale_shares', 'rationale_lengths', 'compute_curves',
-           'replication', 'replication_compute', 'replication_content', 'decoder_prefix', 'search_runs', 'Figure',
-           'data_size_teacher', 'over_students', 'over_both', 'presets_of', 'drawn', 'few_steps', 'smoke_curves',
-           'smoke_version', 'with_more_seeds', 'looked_at_again', 'panels_on', 'grid', 'specs_of', 'size_of', 'stages',
-           'vary_curve', 'vary', 'typed_settings', 'grids_of', 'find_or_make', 'measure', 'made_so_far', 'publish',
-           'missing', 'output_folder', 'published_beside', 'in_order']
+           'REPLICATIONS', 'FIGURES', 'PUBLISHED', 'PRESETS', 'SMOKE_CURVES', 'MORE_SEEDS', 'Stage', 'FOLDERS_NAMED',
+           'PANELS', 'MEASURED_HERE', 'with_seed', 'expand', 'distinct_values', 'runs_table', 'Setup', 'longer',
+           'curve_of', 'beside', 'half_fraction', 'settings_tried', 'was_chosen', 'settings_chosen', 'embedded_setup',
+           'full_setup', 'embedded_setups', 'quick_setup', 'quick_setups', 'standin_setups', 'paper_setup',
+           'evening_setup', 'evening_setups', 'paper_setups', 'searched_setups', 'own_setup', 'two_methods',
+           'with_equal_compute', 'data_size_human', 'with_added_rows', 'better_and_weaker_teacher', 'training_formats',
+           'content_changes', 'rationale_contents', 'rationale_weights', 'rationale_shares', 'rationale_lengths',
+           'compute_curves', 'replication', 'replication_compute', 'replication_content', 'decoder_prefix',
+           'search_runs', 'Figure', 'data_size_teacher', 'over_students', 'over_both', 'presets_of', 'drawn',
+           'few_steps', 'smoke_curves', 'smoke_version', 'with_more_seeds', 'looked_at_again', 'panels_on', 'grid',
+           'specs_of', 'size_of', 'stages', 'vary_curve', 'vary', 'typed_settings', 'grids_of', 'find_or_make',
+           'measure', 'made_so_far', 'publish', 'missing', 'output_folder', 'published_beside', 'in_order']
 
 # %% ../../nbs/evidence/34_grids.ipynb #a67d9f0c
 import os
@@ -610,8 +610,12 @@ CONTENT_SEEDS = tuple(range(200, 200 + CONTENT_FRESH_SEEDS))
 
 def replication_content(setup: Setup) -> dict[str, list[RunSpec]]:
     "Fresh seeds of what the line of `statistics.CONTENT_RULE` compares."
-    curves = rationale_contents(replace(setup, seeds=CONTENT_SEEDS))
-    return {curve: curves[curve] for curve in ('step_by_step', 'shuffled_within_longer')}
+    fresh = replace(setup, seeds=CONTENT_SEEDS)
+    shuffled = curve_of(fresh, 'step_by_step', rationales='shuffled_within')
+    return dict(
+        step_by_step=curve_of(fresh, 'step_by_step'),
+        shuffled_within_longer=longer(shuffled, setup.longer_contents.get('shuffled_within', 2)),
+    )
 
 # %% ../../nbs/evidence/34_grids.ipynb #f6ab0037
 def decoder_prefix(setup: Setup) -> dict[str, list[RunSpec]]:
@@ -719,45 +723,52 @@ PAPER_FIGURES = {
     ),
 }
 
+# %% ../../nbs/evidence/34_grids.ipynb #34r00011
+REPLICATIONS = {
+    'replication': Figure('', 'Three undecided lines, asked again', replication, dict(embedded=TWO_EMBEDDED)),
+    'replication_compute': Figure(
+        '', 'Two lines at equal compute, asked again', replication_compute, dict(embedded=TWO_EMBEDDED[:1])
+    ),
+    'replication_content': Figure(
+        '',
+        'The content of rationales on e-SNLI, asked again',
+        replication_content,
+        dict(standin=STANDIN_PANELS),
+        smoke='quick_weight_untold',
+    ),
+}
+
 # %% ../../nbs/evidence/34_grids.ipynb #f6ab0048
-FIGURES = (
-    PAPER_FIGURES
-    | {
-        'table1_teachers': Figure('Table 1', 'Teachers of different quality', better_and_weaker_teacher, NOT_STANDIN),
-        'table2_training_format': Figure(
-            'Table 2', 'One target or two tasks', training_formats, ON_TWO | EVENING, own=True
-        ),
-        'table3_datasets': Figure('Table 3', 'The datasets', None, ON_ALL | EVENING),
-        'compute': Figure('', 'Accuracy against compute', compute_curves, ON_TWO | EVENING, own=True),
-        'rationale_content': Figure('', 'What in a rationale helps', rationale_contents, ON_TWO | EVENING, own=True),
-        'rationale_share': Figure('', 'How many rows need a rationale', rationale_shares, NOT_PAPER, own=True),
-        'rationale_words': Figure(
-            '',
-            'How long a rationale may be',
-            rationale_lengths,
-            dict(standin=STANDIN_PANELS),  # Embedded rationales have few words
-            own=True,
-            smoke='quick_weight_untold',
-        ),
-        'rationale_weight': Figure(
-            '', 'The weight of the rationale task', rationale_weights, ON_ONE | dict(paper=('cqa',)), own=True
-        ),
-        'task_prefix': Figure('', 'Naming the task at the decoder', decoder_prefix, ON_ONE),
-        'prediction_cost': Figure('', 'The cost of a prediction', None, dict(quick=ONE_QUICK)),
-        'machines': Figure('', 'The same runs on other machines', None, dict(quick=QUICK_PANELS)),
-        'start_or_generalise': Figure(
-            '', 'To start, or to generalise?', None, {p: panels for p, panels in ON_ALL.items() if p != 'paper'}
-        ),
-        'replication': Figure('', 'Three undecided lines, asked again', replication, dict(embedded=TWO_EMBEDDED)),
-        'replication_compute': Figure(
-            '', 'Two lines at equal compute, asked again', replication_compute, dict(embedded=TWO_EMBEDDED[:1])
-        ),
-        'pilot': Figure('', 'How good is the advice of a pilot?', None, dict(embedded=EMBEDDED_PANELS)),
-        'search': Figure(
-            '', 'How the settings were chosen', search_runs, dict(search=(*TWO_EMBEDDED, *STANDIN_PANELS))
-        ),
-    }
-)
+FIGURES = PAPER_FIGURES | {
+    'table1_teachers': Figure('Table 1', 'Teachers of different quality', better_and_weaker_teacher, NOT_STANDIN),
+    'table2_training_format': Figure(
+        'Table 2', 'One target or two tasks', training_formats, ON_TWO | EVENING, own=True
+    ),
+    'table3_datasets': Figure('Table 3', 'The datasets', None, ON_ALL | EVENING),
+    'compute': Figure('', 'Accuracy against compute', compute_curves, ON_TWO | EVENING, own=True),
+    'rationale_content': Figure('', 'What in a rationale helps', rationale_contents, ON_TWO | EVENING, own=True),
+    'rationale_share': Figure('', 'How many rows need a rationale', rationale_shares, NOT_PAPER, own=True),
+    'rationale_words': Figure(
+        '',
+        'How long a rationale may be',
+        rationale_lengths,
+        dict(standin=STANDIN_PANELS),  # Embedded rationales have few words
+        own=True,
+        smoke='quick_weight_untold',
+    ),
+    'rationale_weight': Figure(
+        '', 'The weight of the rationale task', rationale_weights, ON_ONE | dict(paper=('cqa',)), own=True
+    ),
+    'task_prefix': Figure('', 'Naming the task at the decoder', decoder_prefix, ON_ONE),
+    'prediction_cost': Figure('', 'The cost of a prediction', None, dict(quick=ONE_QUICK)),
+    'machines': Figure('', 'The same runs on other machines', None, dict(quick=QUICK_PANELS)),
+    'start_or_generalise': Figure(
+        '', 'To start, or to generalise?', None, {p: panels for p, panels in ON_ALL.items() if p != 'paper'}
+    ),
+    **REPLICATIONS,
+    'pilot': Figure('', 'How good is the advice of a pilot?', None, dict(embedded=EMBEDDED_PANELS)),
+    'search': Figure('', 'How the settings were chosen', search_runs, dict(search=(*TWO_EMBEDDED, *STANDIN_PANELS))),
+}
 
 # %% ../../nbs/evidence/34_grids.ipynb #f6ab0051
 PUBLISHED = (

@@ -612,6 +612,7 @@ WITHOUT_ERRORS = (
     'search',
     'replication',
     'replication_compute',
+    'replication_content',
 )  # Figures of runs whose marks have no standard error
 
 

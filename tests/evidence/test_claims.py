@@ -12,7 +12,6 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from dsbs.data.embedded import EMBEDDED
 from dsbs.evidence import claims, grids
 from dsbs.evidence.claims import (
     ASKED,
@@ -32,8 +31,18 @@ from dsbs.evidence.claims import (
     judged,
     panels_asked,
     runs_of,
+    scale_of,
 )
-from dsbs.evidence.grids import COMPUTE_SEEDS, FIGURES, PANELS, REPLICATION_SEEDS, grid, specs_of, with_seed
+from dsbs.evidence.grids import (
+    COMPUTE_SEEDS,
+    CONTENT_SEEDS,
+    FIGURES,
+    PANELS,
+    REPLICATION_SEEDS,
+    grid,
+    specs_of,
+    with_seed,
+)
 from dsbs.evidence.plan import plan
 from dsbs.evidence.published import OPEN_CHOICES, PAPER_TABLES, REPRODUCTIONS
 from dsbs.hub import PINS
@@ -404,19 +413,23 @@ def test_fresh_seeds_are_looked_at_once_all_of_them():
     assert asked_again([dict(row) for row in rows], [fresh])[0]['verdict'] == HOLDS
 
 
-@pytest.mark.parametrize(
-    ('figure', 'seeds'), [('replication', REPLICATION_SEEDS), ('replication_compute', COMPUTE_SEEDS)]
-)
-def test_fresh_seeds_belong_to_no_other_run_and_are_what_each_line_compares(figure, seeds):
-    fresh = {s.seed for s in specs_of(grid(figure, 'embedded'))}
-    others = [s for f in FIGURES if f != figure for p in ('embedded', 'quick', 'search') for s in specs_of(grid(f, p))]
-    assert fresh == set(seeds) and not fresh & {s.seed for s in others if s.task in EMBEDDED}
+FRESH = dict(replication=REPLICATION_SEEDS, replication_compute=COMPUTE_SEEDS, replication_content=CONTENT_SEEDS)
+
+
+@pytest.mark.parametrize('figure', REPLICATED)
+def test_fresh_seeds_belong_to_no_other_run_and_are_what_each_line_compares(figure):
+    specs = specs_of(grid(figure, scale_of(figure)))
+    tasks, seeds = {s.task for s in specs}, set(FRESH[figure])
+    others = [(f, p) for f in FIGURES for p in ('embedded', 'quick', 'standin', 'search') if f != figure]
+    taken = {s.seed for f, p in others for s in specs_of(runs_of(f, p)) if s.task in tasks}
+    assert {s.seed for s in specs} == seeds and taken and not seeds & taken
+    claims = {c.id: c for c in ASKED[scale_of(figure)]}
     for claim, panel in REPLICATED[figure]:
-        asked = curves_asked(BY_ID[claim], 'embedded', panel)
-        curves = fresh_curves(figure, BY_ID[claim], panel)
-        for curve, specs in curves.items():
-            assert {with_seed(s, 0) for s in specs} <= {with_seed(s, 0) for s in asked[curve]}, (claim, curve)
-            assert len(specs) == len(seeds) * len({with_seed(s, 0) for s in specs}) > 0, (claim, curve)
+        asked = curves_asked(claims[claim], scale_of(figure), panel)
+        for curve, fresh in fresh_curves(figure, claims[claim], panel).items():
+            points = {with_seed(s, 0) for s in fresh}
+            assert points <= {with_seed(s, 0) for s in asked[curve]}, (claim, curve)
+            assert len(fresh) == len(seeds) * len(points) > 0, (claim, curve)
 
 
 def test_lines_at_equal_compute_are_asked_of_all_their_points():
