@@ -842,7 +842,7 @@ ASKED = dict(  # Preset, or the scale of other people's runs -> claims
 CLAIMS = [*PAPER_CLAIMS, *EMBEDDED_CLAIMS, *ESNLI_CLAIMS]
 JUDGED = tuple(ASKED)
 VERDICTS = (HOLDS, FAILS, EQUIVALENT, UNDECIDED, NOT_COMPARABLE)
-ELSEWHERE = 'made with pretrained students of 220M and more, on the whole of four datasets'  # The paper's claims
+ELSEWHERE = 'made with pretrained students of 220M and more, on all rows of real datasets'  # The paper's claims
 
 # %% ../../nbs/evidence/37_claims.ipynb #37000051
 @cache

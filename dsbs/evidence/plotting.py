@@ -441,7 +441,7 @@ def rows_figure(
 ) -> plt.Figure:
     "Our panels; below them, apart, what was published."
     ours, theirs, rows = list(dict.fromkeys(frame['panel'])) or [''], known.panels, curves_in(frame)
-    tall = [1.05 + 0.26 * max(1, len(rows))] + [1 + 0.26 * len(known.by_curve)] * bool(theirs)
+    tall = [1.3 + 0.26 * max(1, len(rows))] + [1 + 0.26 * len(known.by_curve)] * bool(theirs)
     longest = max(len(LOOKS[c].name) for c in [*rows, 'step_by_step'])
     wide = longest / 20 + 1.75 * max(3, len(ours), len(theirs))  # inches: names, panels
     fig = plt.figure(figsize=(wide, sum(tall)), layout='constrained')
@@ -450,6 +450,7 @@ def rows_figure(
     for ax, panel in zip(axes, ours, strict=True):
         some = frame[frame['panel'] == panel]
         accuracy_rows(ax, some, (beside or {}).get(panel, Beside(panel)), rows, names=ax is axes[0])
+    shared_legend(parts[0], axes)
     if theirs:
         known.draw(parts[1].subplots(1, len(theirs), squeeze=False)[0], titles or {})
         shared_legend(parts[1], parts[1].axes)

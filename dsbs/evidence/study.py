@@ -495,7 +495,7 @@ class Judged(Drawn):
         "A curve minus each other, in points, paired by seed."
         others = over or [c for c in curves_in(self.frame) if c != of]
         by_panel = [paired_gains(some, others, of, self.axis(p)) for p, some in self.frame.groupby('panel', sort=False)]
-        gains = pd.concat(by_panel or [paired_gains(self.frame, others, of)], ignore_index=True)
+        gains = pd.concat(by_panel or [paired_gains(self.frame, others, of)], ignore_index=True).infer_objects()
         return gains.assign(against=gains['against'].map(lambda c: LOOKS[c].name)).round(1)
 
     def verdicts(self) -> pd.DataFrame:

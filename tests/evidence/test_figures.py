@@ -14,7 +14,7 @@ import pytest
 from dsbs.evidence.grids import FIGURES, grid, presets_of, specs_of
 from dsbs.evidence.page import images_of
 from dsbs.evidence.reporting import Reproduction, check_preset, figure_notebooks, run_figures
-from dsbs.evidence.study import NOTHING_RUN
+from dsbs.evidence.study import NOTHING_RUN, Study
 from dsbs.records import canonical_json, find_folders
 from dsbs.runs.experiments import read_results
 
@@ -44,6 +44,13 @@ def test_every_published_record_belongs_to_a_figure(preset):
     wanted = {canonical_json(asdict(s)) for s in specs}
     found = set(read_results(RESULTS / f'{preset}.jsonl'))
     assert found == wanted, 'records that no figure shows, or runs without a record'
+
+
+def test_gains_have_one_digit_also_where_a_panel_lacks_the_curve():
+    gains = Study('task_prefix').gains('decoder_longer', ['step_by_step', 'standard'])
+    assert len(gains) and len(gains) < len(Study('task_prefix').gains('decoder', ['step_by_step', 'standard']))
+    numbers = gains[['gain', 'low', 'high']]
+    assert set(map(str, numbers.dtypes)) == {'float64'} and numbers.equals(numbers.round(1))
 
 
 def run_papermill(figure, out, tmp_path, **parameters):
