@@ -1101,7 +1101,6 @@ def panels_ready(
 REPLICATED = dict(  # figure -> its lines, each a claim and a panel
     replication=(('emb-half', 'heavier_than'), ('emb-share', 'same_kind'), ('emb-start', 'same_kind')),
     replication_compute=(('emb-compute-sizes', 'same_kind'), ('emb-compute', 'same_kind')),
-    replication_content=(('esnli-content', 'esnli_standin'),),
 )
 
 

@@ -729,13 +729,6 @@ REPLICATIONS = {
     'replication_compute': Figure(
         '', 'Two lines at equal compute, asked again', replication_compute, dict(embedded=TWO_EMBEDDED[:1])
     ),
-    'replication_content': Figure(
-        '',
-        'The content of rationales on e-SNLI, asked again',
-        replication_content,
-        dict(standin=STANDIN_PANELS),
-        smoke='quick_weight_untold',
-    ),
 }
 
 # %% ../../nbs/evidence/34_grids.ipynb #f6ab0048

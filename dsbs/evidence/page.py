@@ -612,7 +612,6 @@ WITHOUT_ERRORS = (
     'search',
     'replication',
     'replication_compute',
-    'replication_content',
 )  # Figures of runs whose marks have no standard error
 
 

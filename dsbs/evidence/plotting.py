@@ -886,7 +886,6 @@ LINES_IN_SHORT = {
     'emb-start': 'Runs that leave chance,\nagainst standard',
     'emb-compute-sizes': 'Mean over the sizes,\nagainst equal compute',
     'emb-compute': '150 rows,\nagainst equal compute',
-    'esnli-content': 'Step-by-step, against\nshuffled rationales',
 }
 
 

@@ -569,12 +569,14 @@ def with_both(
 def own_starts(
     measured: Measured,  # Of a figure over sizes
     panels: Sequence[str],
+    other: str = 'standard',  # The curve that stands as standard finetuning, such as "equal_compute"
 ) -> pd.DataFrame:  # panel (its name), at, curve, together, and `SHARED`
     "Our runs of both methods."
-    by_panel = [measured.frame[measured.frame['panel'] == panel].sort_values('n_train') for panel in panels]
-    runs = pd.concat([measured.frame[:0], *by_panel])
-    at = runs['n_train'].map('{:,} rows'.format)
-    runs = runs.assign(panel=runs['panel'].map(PANELS), at=at, together=runs['seed'])
+    frame = measured.frame[measured.frame['curve'].isin((other, 'step_by_step'))]
+    by_panel = [frame[frame['panel'] == panel].sort_values('n_train') for panel in panels]
+    runs = pd.concat([frame[:0], *by_panel])
+    at, curve = runs['n_train'].map('{:,} rows'.format), runs['curve'].replace(other, 'standard')
+    runs = runs.assign(panel=runs['panel'].map(PANELS), at=at, curve=curve, together=runs['seed'])
     return with_both(runs)[['panel', 'at', 'curve', 'together', *SHARED]].astype(NUMBERS)
 
 # %% ../../nbs/evidence/39_study.ipynb #39200005

@@ -35,7 +35,6 @@ from dsbs.evidence.claims import (
 )
 from dsbs.evidence.grids import (
     COMPUTE_SEEDS,
-    CONTENT_SEEDS,
     FIGURES,
     PANELS,
     REPLICATION_SEEDS,
@@ -413,7 +412,7 @@ def test_fresh_seeds_are_looked_at_once_all_of_them():
     assert asked_again([dict(row) for row in rows], [fresh])[0]['verdict'] == HOLDS
 
 
-FRESH = dict(replication=REPLICATION_SEEDS, replication_compute=COMPUTE_SEEDS, replication_content=CONTENT_SEEDS)
+FRESH = dict(replication=REPLICATION_SEEDS, replication_compute=COMPUTE_SEEDS)
 
 
 @pytest.mark.parametrize('figure', REPLICATED)
