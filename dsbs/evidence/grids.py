@@ -8,21 +8,21 @@ __all__ = ['TRAINED_WITH', 'CONTENTS', 'FORMATS', 'A_THIRD', 'SEARCH', 'EMBEDDED
            'FIRST_ROUND_AT', 'CONTROLS_AT', 'FINALISTS', 'CHOSEN', 'EQUAL_COMPUTE', 'EMBEDDED_SEEDS', 'SIMULATED',
            'STUDENTS', 'MORE_UPDATES', 'QUICK_SETTINGS', 'QUICK_UPDATES', 'STANDIN_BASE', 'PRETRAINED', 'GPT_NEOX',
            'ASDIV', 'PASSED_AGAIN', 'EVENING_STUDENTS', 'EVENING_UPDATES', 'EVENING_RATE', 'EIGHTH', 'SETUPS',
-           'OWN_BASE', 'SHARED_TERM', 'WITH_ALL_SEEDS', 'REPLICATION_SEEDS', 'COMPUTE_SEEDS', 'CONTENT_SEEDS',
-           'EMBEDDED_PANELS', 'QUICK_PANELS', 'STANDIN_PANELS', 'PAPER_PANELS', 'EVENING_PANELS', 'EVENING',
-           'TWO_EMBEDDED', 'ONE_QUICK', 'ON_ALL', 'ON_TWO', 'NOT_STANDIN', 'ON_ONE', 'NOT_PAPER', 'PAPER_FIGURES',
-           'REPLICATIONS', 'FIGURES', 'PUBLISHED', 'PRESETS', 'SMOKE_CURVES', 'MORE_SEEDS', 'Stage', 'FOLDERS_NAMED',
-           'PANELS', 'MEASURED_HERE', 'with_seed', 'expand', 'distinct_values', 'runs_table', 'Setup', 'longer',
-           'curve_of', 'beside', 'half_fraction', 'settings_tried', 'was_chosen', 'settings_chosen', 'embedded_setup',
-           'full_setup', 'embedded_setups', 'quick_setup', 'quick_setups', 'standin_setups', 'paper_setup',
-           'evening_setup', 'evening_setups', 'paper_setups', 'searched_setups', 'own_setup', 'two_methods',
-           'with_equal_compute', 'data_size_human', 'with_added_rows', 'better_and_weaker_teacher', 'training_formats',
-           'content_changes', 'rationale_contents', 'rationale_weights', 'rationale_shares', 'rationale_lengths',
-           'compute_curves', 'replication', 'replication_compute', 'replication_content', 'decoder_prefix',
-           'search_runs', 'Figure', 'data_size_teacher', 'over_students', 'over_both', 'presets_of', 'drawn',
-           'few_steps', 'smoke_curves', 'smoke_version', 'with_more_seeds', 'looked_at_again', 'panels_on', 'grid',
-           'specs_of', 'size_of', 'stages', 'vary_curve', 'vary', 'typed_settings', 'grids_of', 'find_or_make',
-           'measure', 'made_so_far', 'publish', 'missing', 'output_folder', 'published_beside', 'in_order']
+           'OWN_BASE', 'SHARED_TERM', 'WITH_ALL_SEEDS', 'REPLICATION_SEEDS', 'COMPUTE_SEEDS', 'EMBEDDED_PANELS',
+           'QUICK_PANELS', 'STANDIN_PANELS', 'PAPER_PANELS', 'EVENING_PANELS', 'EVENING', 'TWO_EMBEDDED', 'ONE_QUICK',
+           'ON_ALL', 'ON_TWO', 'NOT_STANDIN', 'ON_ONE', 'NOT_PAPER', 'PAPER_FIGURES', 'REPLICATIONS', 'FIGURES',
+           'PUBLISHED', 'PRESETS', 'SMOKE_CURVES', 'MORE_SEEDS', 'Stage', 'FOLDERS_NAMED', 'PANELS', 'MEASURED_HERE',
+           'with_seed', 'expand', 'distinct_values', 'runs_table', 'Setup', 'longer', 'curve_of', 'beside',
+           'half_fraction', 'settings_tried', 'was_chosen', 'settings_chosen', 'embedded_setup', 'full_setup',
+           'embedded_setups', 'quick_setup', 'quick_setups', 'standin_setups', 'paper_setup', 'evening_setup',
+           'evening_setups', 'paper_setups', 'searched_setups', 'own_setup', 'two_methods', 'with_equal_compute',
+           'data_size_human', 'with_added_rows', 'better_and_weaker_teacher', 'training_formats', 'content_changes',
+           'rationale_contents', 'rationale_weights', 'rationale_shares', 'rationale_lengths', 'compute_curves',
+           'replication', 'replication_compute', 'decoder_prefix', 'search_runs', 'Figure', 'data_size_teacher',
+           'over_students', 'over_both', 'presets_of', 'drawn', 'few_steps', 'smoke_curves', 'smoke_version',
+           'with_more_seeds', 'looked_at_again', 'panels_on', 'grid', 'specs_of', 'size_of', 'stages', 'vary_curve',
+           'vary', 'typed_settings', 'grids_of', 'find_or_make', 'measure', 'made_so_far', 'publish', 'missing',
+           'output_folder', 'published_beside', 'in_order']
 
 # %% ../../nbs/evidence/34_grids.ipynb #a67d9f0c
 import os
@@ -34,7 +34,7 @@ from pathlib import Path
 
 from ..data.embedded import EMBEDDED
 from ..data.paper import PAPER
-from .statistics import COMPUTE_FRESH_SEEDS, CONTENT_FRESH_SEEDS, FRESH_SEEDS
+from .statistics import COMPUTE_FRESH_SEEDS, FRESH_SEEDS
 from ..records import Folders, UsageError, canonical_json, find_folders, one_of, thinned, write_jsonl
 from ..runs.experiments import find_published, read_results, records_here, run_all
 from ..runs.specs import ADDED, RunSpec, is_record_of, make_spec
@@ -602,19 +602,6 @@ def replication_compute(setup: Setup) -> dict[str, list[RunSpec]]:
     return dict(
         equal_compute=with_equal_compute(fresh),
         step_by_step=curve_of(fresh, 'step_by_step', tuple(setup.equal_compute)),
-    )
-
-# %% ../../nbs/evidence/34_grids.ipynb #34r00008
-CONTENT_SEEDS = tuple(range(200, 200 + CONTENT_FRESH_SEEDS))
-
-
-def replication_content(setup: Setup) -> dict[str, list[RunSpec]]:
-    "Fresh seeds of what the line of `statistics.CONTENT_RULE` compares."
-    fresh = replace(setup, seeds=CONTENT_SEEDS)
-    shuffled = curve_of(fresh, 'step_by_step', rationales='shuffled_within')
-    return dict(
-        step_by_step=curve_of(fresh, 'step_by_step'),
-        shuffled_within_longer=longer(shuffled, setup.longer_contents.get('shuffled_within', 2)),
     )
 
 # %% ../../nbs/evidence/34_grids.ipynb #f6ab0037

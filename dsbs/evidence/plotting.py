@@ -441,7 +441,7 @@ def rows_figure(
 ) -> plt.Figure:
     "Our panels; below them, apart, what was published."
     ours, theirs, rows = list(dict.fromkeys(frame['panel'])) or [''], known.panels, curves_in(frame)
-    tall = [1.3 + 0.26 * max(1, len(rows))] + [1 + 0.26 * len(known.by_curve)] * bool(theirs)
+    tall = [1.5 + 0.26 * max(1, len(rows))] + [1 + 0.26 * len(known.by_curve)] * bool(theirs)
     longest = max(len(LOOKS[c].name) for c in [*rows, 'step_by_step'])
     wide = longest / 20 + 1.75 * max(3, len(ours), len(theirs))  # inches: names, panels
     fig = plt.figure(figsize=(wide, sum(tall)), layout='constrained')

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['TIDY', 'LAST_QUARTER', 'HOLDS', 'FAILS', 'EQUIVALENT', 'UNDECIDED', 'NOT_COMPARABLE', 'SEEDS_AT_A_LOOK', 'LOOK_LEVEL',
            'SEEDS_RULE', 'REPLICATION_LEVEL', 'FRESH_SEEDS', 'REPLICATION_RULE', 'COMPUTE_FRESH_SEEDS', 'COMPUTE_RULE',
-           'CONTENT_FRESH_SEEDS', 'CONTENT_RULE', 'POWER', 'MOST_MORE', 'PARTS', 'SPLIT_DRAWS', 'UNTOLD_AT_MOST',
-           'NUMBERS', 'MOVES', 'mean_interval', 'from_bits', 'run_row', 'largest', 'examples_asked', 'tidy',
-           'example_frame', 'not_converged', 'best_before_the_end', 'summary', 'Gain', 'satterthwaite', 'crossed_gain',
-           'binomial_variance', 'gain_over_seeds', 'unpaired_gain', 'Differences', 'bits_by_seed', 'shared_questions',
-           'paired_differences', 'mean_differences', 'gain_row', 'paired_gains', 'line_of', 'line_of_no_gain',
-           'line_of_all', 'line_of_any', 'holm', 'p_values', 'verdicts', 'looked_twice', 'more_seeds', 'chance_limit',
-           'at_chance', 'Leaving', 'leaving', 'gain_parts', 'drawn_again', 'variance_drawn', 'part_gains', 'split_gain',
-           'share_leaving', 'examples_needed', 'smallest_and_least', 'run_move', 'run_moves', 'mean_move', 'gain_move']
+           'POWER', 'MOST_MORE', 'PARTS', 'SPLIT_DRAWS', 'UNTOLD_AT_MOST', 'NUMBERS', 'MOVES', 'mean_interval',
+           'from_bits', 'run_row', 'largest', 'examples_asked', 'tidy', 'example_frame', 'not_converged',
+           'best_before_the_end', 'summary', 'Gain', 'satterthwaite', 'crossed_gain', 'binomial_variance',
+           'gain_over_seeds', 'unpaired_gain', 'Differences', 'bits_by_seed', 'shared_questions', 'paired_differences',
+           'mean_differences', 'gain_row', 'paired_gains', 'line_of', 'line_of_no_gain', 'line_of_all', 'line_of_any',
+           'holm', 'p_values', 'verdicts', 'looked_twice', 'more_seeds', 'chance_limit', 'at_chance', 'Leaving',
+           'leaving', 'gain_parts', 'drawn_again', 'variance_drawn', 'part_gains', 'split_gain', 'share_leaving',
+           'examples_needed', 'smallest_and_least', 'run_move', 'run_moves', 'mean_move', 'gain_move']
 
 # %% ../../nbs/evidence/33_statistics.ipynb #7ee642ea
 import math
@@ -457,14 +457,6 @@ COMPUTE_RULE = (
     f'after the second look, are asked again of {COMPUTE_FRESH_SEEDS} fresh seeds alone, with fresh runs on both '
     f'sides, once, both together, at the level {REPLICATION_LEVEL} with Holm over the two. What comes out is '
     'published either way.'
-)
-
-# %% ../../nbs/evidence/33_statistics.ipynb #33r00008
-CONTENT_FRESH_SEEDS = 8
-CONTENT_RULE = (
-    'Declared on 2026-11-27, after five seeds were seen: the line on the content of rationales on e-SNLI, undecided, '
-    f'is asked again of {CONTENT_FRESH_SEEDS} fresh seeds alone, with fresh runs on both sides, once, at the level '
-    f'{REPLICATION_LEVEL}. What comes out is published either way.'
 )
 
 # %% ../../nbs/evidence/33_statistics.ipynb #33000078

@@ -573,7 +573,7 @@ def own_starts(
 ) -> pd.DataFrame:  # panel (its name), at, curve, together, and `SHARED`
     "Our runs of both methods."
     frame = measured.frame[measured.frame['curve'].isin((other, 'step_by_step'))]
-    by_panel = [frame[frame['panel'] == panel].sort_values('n_train') for panel in panels]
+    by_panel = [frame[frame['panel'] == panel].sort_values(['n_train', 'seed']) for panel in panels]
     runs = pd.concat([frame[:0], *by_panel])
     at, curve = runs['n_train'].map('{:,} rows'.format), runs['curve'].replace(other, 'standard')
     runs = runs.assign(panel=runs['panel'].map(PANELS), at=at, curve=curve, together=runs['seed'])

@@ -130,8 +130,13 @@ def leaving(runs):  # "8 of 10"
     return f'{sum(left for left, *_ in runs)} of {len(runs)}'
 
 
-def gain_and_generalising(ours, other):
-    leave = [[accuracy for left, _, accuracy in runs if left] for runs in (ours, other)]
+def passing(runs, limit=None):
+    "The accuracies of runs that leave chance, or that pass another limit."
+    return [accuracy for left, _, accuracy in runs if (left if limit is None else accuracy > limit)]
+
+
+def gain_and_generalising(ours, other, limit=None):
+    leave = [passing(runs, limit) for runs in (ours, other)]
     better = statistics.mean(leave[0]) - statistics.mean(leave[1])
     gain = statistics.mean(r[2] for r in ours) - statistics.mean(r[2] for r in other)
     return gain, len(leave[0]) / len(ours) * better
@@ -178,6 +183,40 @@ def test_what_is_said_of_fresh_seeds():
     started = [d for d, (left, *_) in zip(differences, whole, strict=True) if left]
     assert len(started) == 39
     assert f'from {statistics.mean(started):.1f} to {statistics.mean(differences):.1f}' in text
+
+
+def starting_part(ours, other, limit=None):
+    "The points that come of more runs passing a limit."
+    stay = [accuracy for *_, accuracy in other if accuracy not in passing(other, limit)]
+    more = (len(passing(ours, limit)) - len(passing(other, limit))) / len(ours)
+    return more * (statistics.mean(passing(other, limit)) - statistics.mean(stay))
+
+
+def test_what_is_said_of_fresh_seeds_at_equal_compute():
+    methods = ('step_by_step', 'standard')
+    runs = {n: [same_kind_runs(n, seeds=AT_EQUAL_COMPUTE, method=m) for m in methods] for n in (100, 150, 300)}
+    assert {len(some) for both in runs.values() for some in both} == {50}
+    left = {n: [len(passing(some, None)) for some in both] for n, both in runs.items()}
+    gains = {n: statistics.mean(r[2] for r in a) - statistics.mean(r[2] for r in b) for n, (a, b) in runs.items()}
+    means = [statistics.mean(passing(some, None)) for some in runs[150]]
+    text = said('replication_compute')
+    assert (
+        left[150] == [43, 43] and left[300] == [50, 50] and 'With 150 rows 43 of 50 runs leave chance on either' in text
+    )
+    assert 'get to {:.1f}%, those of standard finetuning to {:.1f}%'.format(*means) in text
+    assert f'With 100 rows {left[100][0]} of 50 leave against {left[100][1]}, and the gain is {gains[100]:.1f}' in text
+    assert f'both sides end at 99%, and the gain is {gains[300]:.1f}' in text
+    assert {round(statistics.mean(r[2] for r in some)) for some in runs[300]} == {99}
+    assert f'and {gains[150]:.1f} points with 150 rows' in text
+    assert f'is {statistics.mean(gains.values()):.1f} points ahead as the mean' in text
+    passed = [len(passing(some, 75)) for some in runs[150]]
+    assert 'With 150 rows {} of 50 runs of step-by-step pass 75%, and {} of standard'.format(*passed) in text
+    assert f'Then {starting_part(*runs[150], 75):.1f} of the {gains[150]:.1f} points are starting' in text
+    counts = f'at 150 rows 43 of 50 leave on either side, at 100 rows {left[100][1]} and {left[100][0]}, at 300 all'
+    assert counts in said()
+    generalising = {at: gain_and_generalising(*runs[150], at)[1] for at in (None, 75)}
+    assert f'{gains[150]:.1f} points ahead there, and {generalising[None]:.1f} of them are generalising' in said()
+    assert f'{generalising[None]:.1f} of them generalising, or {generalising[75]:.1f} at the stricter limit' in said()
 
 
 def test_what_the_notebook_says_of_the_negative_control():
