@@ -307,7 +307,7 @@ def in_readme(text):
 def in_report(text):
     "The sentences of the report's opening."
     listed = re.search(r'<ul class="said">(.*?)</ul>', text, re.S)
-    return [html.unescape(s).strip() for s in re.findall(r'<li>(.*?) <a ', listed[1] if listed else '', re.S)]
+    return [html.unescape(s).strip() for s in re.findall(r'<li>(.*?)\s<a ', listed[1] if listed else '', re.S)]
 
 
 def differences(sentences, wanted):
