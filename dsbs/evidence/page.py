@@ -30,7 +30,7 @@ from pathlib import Path
 from ..data.answers import is_correct
 from ..data.embedded import EMBEDDED, EMBEDDED_SIZES
 from ..data.tasks import load_task
-from .claims import NO_RUN, verdict_shown
+from .claims import NO_RUN, REPLICATED, verdict_shown
 from .grids import FIGURES, PANELS, PUBLISHED, SETUPS, curve_of, grid, with_seed
 from .headline import Sentence, headline_sentences
 from .page_style import TEMPLATES, Cell, Table, make_table, render_page
@@ -1071,6 +1071,7 @@ with 95% intervals over seeds and, where runs share them, questions. Undecided: 
 lies within 2 points of zero. Equal compute: standard finetuning has step-by-step's tokens, or up to 1.7 times as many.
 Harm or settings: shuffled rationales end below standard finetuning, which has settings of its own. Each interval stands
 alone; the verdicts below count all lines.
+{% if fresh %}Starting, and same_kind at equal compute, are of fresh seeds; the picture has those before.{% endif %}
 Other people's runs are lines of <code>reports/independent_runs.csv</code>.</p>
 {% else %}
 <p class="nothing">No run is published yet.</p>
@@ -1170,6 +1171,7 @@ def page_html(
         'page',
         headline=picture(drawn) if drawn.is_file() else None,
         said=sentence_links(sentences),
+        fresh=any(figure in REPLICATED for s in sentences for figure in s.figures),
         facts=page_facts(measured),
         contents=page_contents(bool(students)),
         **claims_section(claims),
