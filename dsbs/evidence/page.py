@@ -1071,7 +1071,7 @@ with 95% intervals over seeds and, where runs share them, questions. Undecided: 
 lies within 2 points of zero. Equal compute: standard finetuning has step-by-step's tokens, or up to 1.7 times as many.
 Harm or settings: shuffled rationales end below standard finetuning, which has settings of its own. Each interval stands
 alone; the verdicts below count all lines.
-{% if fresh %}Starting, and same_kind at equal compute, are of fresh seeds; the picture has those before.{% endif %}
+{% if fresh %}Starting, and same_kind at equal compute, are of fresh seeds; the picture has earlier ones. {% endif %}
 Other people's runs are lines of <code>reports/independent_runs.csv</code>.</p>
 {% else %}
 <p class="nothing">No run is published yet.</p>
