@@ -884,8 +884,8 @@ LINES_IN_SHORT = {
     'emb-half': 'Half of the rows,\nagainst standard with all',
     'emb-share': 'A third of the rationales,\nagainst standard',
     'emb-start': 'Runs that leave chance,\nagainst standard',
-    'emb-compute-sizes': 'Mean over the sizes,\nagainst equal compute',
-    'emb-compute': '150 rows,\nagainst equal compute',
+    'emb-compute-sizes': 'Mean over the sizes, against\nstandard, equal compute',
+    'emb-compute': '150 rows, against\nstandard, equal compute',
 }
 
 
@@ -907,8 +907,9 @@ def replication_figure(
             ax.vlines(-some['margin'].iloc[0], row - 0.4, row + 0.4, colors='#555555', linestyles=':', linewidth=1)
     ax.set_yticks(range(len(names)), names)
     ax.set_ylim(len(names) - 0.5, -0.5)
-    allowed = ';\ndotted: what the line allows' if lines['margin'].notna().any() else ''
-    ax.set_xlabel(f'Step-by-step minus the other side (points, 95% interval{allowed})')
+    allowed = '\ndotted: as far below as the line allows' if lines['margin'].notna().any() else ''
+    unit = 'points, or % of runs' if 'emb-start' in set(lines['id']) else 'points'
+    ax.set_xlabel(f'Step-by-step minus the other side ({unit}; 95% interval){allowed}')
     return fig
 
 # %% ../../nbs/evidence/38_plotting.ipynb #ab5d3bb9

@@ -200,18 +200,21 @@ def test_what_is_said_of_fresh_seeds_at_equal_compute():
     gains = {n: statistics.mean(r[2] for r in a) - statistics.mean(r[2] for r in b) for n, (a, b) in runs.items()}
     means = [statistics.mean(passing(some, None)) for some in runs[150]]
     text = said('replication_compute')
-    assert (
-        left[150] == [43, 43] and left[300] == [50, 50] and 'With 150 rows 43 of 50 runs leave chance on either' in text
-    )
+    assert left[150] == [43, 43] and left[300] == [50, 50]
+    assert 'by this limit: 43 of 50 runs leave chance on either side' in text
     assert 'get to {:.1f}%, those of standard finetuning to {:.1f}%'.format(*means) in text
     assert f'With 100 rows {left[100][0]} of 50 leave against {left[100][1]}, and the gain is {gains[100]:.1f}' in text
+    assert f'{gain_and_generalising(*runs[100])[1]:.1f} of them are generalising, and starting is undecided' in text
     assert f'both sides end at 99%, and the gain is {gains[300]:.1f}' in text
     assert {round(statistics.mean(r[2] for r in some)) for some in runs[300]} == {99}
     assert f'and {gains[150]:.1f} points with 150 rows' in text
     assert f'is {statistics.mean(gains.values()):.1f} points ahead as the mean' in text
     passed = [len(passing(some, 75)) for some in runs[150]]
     assert 'With 150 rows {} of 50 runs of step-by-step pass 75%, and {} of standard'.format(*passed) in text
-    assert f'Then {starting_part(*runs[150], 75):.1f} of the {gains[150]:.1f} points are starting' in text
+    parts = starting_part(*runs[150], 75), gain_and_generalising(*runs[150], 75)[1]
+    rest = gains[150] - sum(parts)
+    assert f'Then {parts[0]:.1f} of the {gains[150]:.1f} points are starting, {parts[1]:.1f} generalising' in text
+    assert f'and {rest:.1f} come of the runs that stay' in text
     counts = f'at 150 rows 43 of 50 leave on either side, at 100 rows {left[100][1]} and {left[100][0]}, at 300 all'
     assert counts in said()
     generalising = {at: gain_and_generalising(*runs[150], at)[1] for at in (None, 75)}
