@@ -7,14 +7,14 @@ __all__ = ['PLACE_HEADS', 'USUAL_PLACE', 'Places', 'MOST_COLUMNS', 'SCALES', 'RU
            'TEACHER_HEADS', 'COMPARED', 'Place', 'place_of', 'Point', 'records_by_point', 'points_of', 'mean_text',
            'gaps_text', 'number_attributes', 'number_cell', 'panel_name', 'curve_name', 'range_text', 'size_text',
            'place_texts', 'telling_columns', 'by_place', 'table_groups', 'table_by_place', 'curves_of',
-           'table_by_curve', 'number_table', 'number_tables', 'Picture', 'picture', 'images_of', 'panel_note',
-           'panel_notes', 'seeds_text', 'making', 'published_numbers', 'two_digits', 'paper_table', 'paper_remark',
-           'others_table', 'others_by_share', 'others_tables', 'run_texts', 'independent_runs', 'dataset_sizes',
-           'measured_here', 'alt_text', 'figure_section', 'verdict_mark', 'effect_text', 'effect_number', 'more_text',
-           'claim_line', 'claims_by_id', 'claims_section', 'text_cell', 'open_choices', 'teacher_in_record',
-           'teachers_of', 'teacher_row', 'teacher_tables', 'Shown', 'recorded_answers', 'examples_of', 'example_card',
-           'answer_mark', 'examples_by_task', 'page_facts', 'page_contents', 'sentence_links', 'students_to_ask',
-           'measured_figure', 'page_html', 'write_page']
+           'table_by_curve', 'number_table', 'number_tables', 'Picture', 'picture', 'figure_of', 'images_of',
+           'panel_note', 'panel_notes', 'seeds_text', 'making', 'published_numbers', 'two_digits', 'paper_table',
+           'paper_remark', 'others_table', 'others_by_share', 'others_tables', 'run_texts', 'independent_runs',
+           'dataset_sizes', 'measured_here', 'alt_text', 'figure_section', 'verdict_mark', 'effect_text',
+           'effect_number', 'more_text', 'claim_line', 'claims_by_id', 'claims_section', 'text_cell', 'open_choices',
+           'teacher_in_record', 'teachers_of', 'teacher_row', 'teacher_tables', 'Shown', 'recorded_answers',
+           'examples_of', 'example_card', 'answer_mark', 'examples_by_task', 'page_facts', 'page_contents',
+           'sentence_links', 'students_to_ask', 'measured_figure', 'page_html', 'write_page']
 
 # %% ../../nbs/evidence/42_page.ipynb #09f2acee
 import base64
@@ -311,13 +311,20 @@ def picture(path: Path) -> Picture:  # Of an svg, or of a png of 200 dots an inc
     return Picture(f'data:image/{kind};base64,{base64.b64encode(data).decode()}', width)
 
 # %% ../../nbs/evidence/42_page.ipynb #6d2e896d
+def figure_of(
+    stem: str,  # Of an image's file, such as "compute_a"
+) -> str:
+    "The figure that an image belongs to: the longest name that its own begins with; none is empty."
+    names = [figure for figure in FIGURES if stem == figure or stem.startswith(f'{figure}_')]
+    return max(names, key=len, default='')
+
+
 def images_of(figure: str, reports: Path) -> list[Path]:
     "A figure's images, one for each stem: svg, or png where there is none."
     found = {}
     for suffix in ('png', 'svg'):
-        for path in sorted((Path(reports) / 'figures').glob(f'{figure}*.{suffix}')):
-            if re.fullmatch(f'{figure}(_.+)?', path.stem):
-                found[path.stem] = path
+        paths = sorted((Path(reports) / 'figures').glob(f'{figure}*.{suffix}'))
+        found |= {path.stem: path for path in paths if figure_of(path.stem) == figure}
     return [found[stem] for stem in sorted(found)]
 
 # %% ../../nbs/evidence/42_page.ipynb #d1ed07f9

@@ -53,6 +53,14 @@ def test_gains_have_one_digit_also_where_a_panel_lacks_the_curve():
     assert set(map(str, numbers.dtypes)) == {'float64'} and numbers.equals(numbers.round(1))
 
 
+def test_each_picture_stands_with_one_figure():
+    "Also one whose name begins with another figure's."
+    drawn = {p.stem for p in (ROOT / 'reports' / 'figures').glob('*.svg')} - {'headline'}
+    if not drawn:
+        pytest.skip('nothing is published yet')
+    assert sorted(p.stem for f in FIGURES for p in images_of(f, ROOT / 'reports')) == sorted(drawn)
+
+
 def run_papermill(figure, out, tmp_path, **parameters):
     given = [
         word
