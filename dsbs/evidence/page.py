@@ -613,13 +613,8 @@ def alt_text(figure: str, by_preset: dict[str, list[Point]]) -> str:
     return f'{title}. The numbers stand in the tables below.'
 
 # %% ../../nbs/evidence/42_page.ipynb #ce12883d
-WITHOUT_ERRORS = (
-    'fig1_headline',
-    'compute',
-    'search',
-    'replication',
-    'replication_compute',
-)  # Figures of runs whose marks have no standard error
+# Figures of runs whose marks have no standard error
+WITHOUT_ERRORS = ('fig1_headline', 'compute', 'search', *REPLICATED)
 
 
 def figure_section(
