@@ -6,23 +6,23 @@
 __all__ = ['TRAINED_WITH', 'CONTENTS', 'FORMATS', 'A_THIRD', 'SEARCH', 'EMBEDDED_BASE', 'UPDATES', 'FIRST_UPDATES', 'VALIDATIONS',
            'ROUNDS', 'FIRST_SEEDS', 'N_FINALISTS', 'CONVERGED', 'SIZES', 'SECOND_ROUND_AT', 'MORE_ROWS',
            'FIRST_ROUND_AT', 'CONTROLS_AT', 'FINALISTS', 'CHOSEN', 'EQUAL_COMPUTE', 'EMBEDDED_SEEDS', 'SIMULATED',
-           'STUDENTS', 'MORE_UPDATES', 'QUICK_SETTINGS', 'QUICK_UPDATES', 'STANDIN_BASE', 'PRETRAINED', 'GPT_NEOX',
-           'ASDIV', 'PASSED_AGAIN', 'EVENING_STUDENTS', 'EVENING_UPDATES', 'EVENING_RATE', 'EIGHTH', 'SETUPS',
-           'OWN_BASE', 'SHARED_TERM', 'WITH_ALL_SEEDS', 'REPLICATION_SEEDS', 'COMPUTE_SEEDS', 'EMBEDDED_PANELS',
-           'QUICK_PANELS', 'STANDIN_PANELS', 'PAPER_PANELS', 'EVENING_PANELS', 'EVENING', 'TWO_EMBEDDED', 'ONE_QUICK',
-           'ON_ALL', 'ON_TWO', 'NOT_STANDIN', 'ON_ONE', 'NOT_PAPER', 'PAPER_FIGURES', 'REPLICATIONS', 'FIGURES',
-           'PUBLISHED', 'PRESETS', 'SMOKE_CURVES', 'MORE_SEEDS', 'Stage', 'FOLDERS_NAMED', 'PANELS', 'MEASURED_HERE',
-           'with_seed', 'expand', 'distinct_values', 'runs_table', 'Setup', 'longer', 'curve_of', 'beside',
-           'half_fraction', 'settings_tried', 'was_chosen', 'settings_chosen', 'embedded_setup', 'full_setup',
-           'embedded_setups', 'quick_setup', 'quick_setups', 'standin_setups', 'paper_setup', 'evening_setup',
-           'evening_setups', 'paper_setups', 'searched_setups', 'own_setup', 'two_methods', 'with_equal_compute',
-           'data_size_human', 'with_added_rows', 'better_and_weaker_teacher', 'training_formats', 'content_changes',
-           'rationale_contents', 'rationale_weights', 'rationale_shares', 'rationale_lengths', 'compute_curves',
-           'replication', 'replication_compute', 'decoder_prefix', 'search_runs', 'Figure', 'data_size_teacher',
-           'over_students', 'over_both', 'presets_of', 'drawn', 'few_steps', 'smoke_curves', 'smoke_version',
-           'with_more_seeds', 'looked_at_again', 'panels_on', 'grid', 'specs_of', 'size_of', 'stages', 'vary_curve',
-           'vary', 'typed_settings', 'grids_of', 'find_or_make', 'measure', 'made_so_far', 'publish', 'missing',
-           'output_folder', 'published_beside', 'in_order']
+           'STUDENTS', 'MORE_UPDATES', 'QUICK_SETTINGS', 'QUICK_UPDATES', 'STANDIN_BASE', 'LONGER', 'PRETRAINED',
+           'GPT_NEOX', 'ASDIV', 'PASSED_AGAIN', 'EVENING_STUDENTS', 'EVENING_UPDATES', 'EVENING_RATE', 'EIGHTH',
+           'SETUPS', 'OWN_BASE', 'SHARED_TERM', 'WITH_ALL_SEEDS', 'REPLICATION_SEEDS', 'COMPUTE_SEEDS',
+           'EMBEDDED_PANELS', 'QUICK_PANELS', 'STANDIN_PANELS', 'FEWER_UPDATES', 'PAPER_PANELS', 'EVENING_PANELS',
+           'EVENING', 'TWO_EMBEDDED', 'ONE_QUICK', 'ON_ALL', 'ON_TWO', 'FEWER', 'NOT_STANDIN', 'ON_ONE', 'NOT_PAPER',
+           'PAPER_FIGURES', 'REPLICATIONS', 'FIGURES', 'PUBLISHED', 'PRESETS', 'SMOKE_CURVES', 'MORE_SEEDS', 'Stage',
+           'FOLDERS_NAMED', 'PANELS', 'MEASURED_HERE', 'with_seed', 'expand', 'distinct_values', 'runs_table', 'Setup',
+           'longer', 'curve_of', 'beside', 'half_fraction', 'settings_tried', 'was_chosen', 'settings_chosen',
+           'embedded_setup', 'full_setup', 'embedded_setups', 'quick_setup', 'quick_setups', 'standin_setups',
+           'paper_setup', 'evening_setup', 'evening_setups', 'paper_setups', 'searched_setups', 'own_setup',
+           'two_methods', 'with_equal_compute', 'data_size_human', 'with_added_rows', 'better_and_weaker_teacher',
+           'training_formats', 'content_changes', 'rationale_contents', 'rationale_weights', 'rationale_shares',
+           'rationale_lengths', 'compute_curves', 'replication', 'replication_compute', 'decoder_prefix', 'search_runs',
+           'Figure', 'data_size_teacher', 'over_students', 'over_both', 'presets_of', 'drawn', 'few_steps',
+           'smoke_curves', 'smoke_version', 'with_more_seeds', 'looked_at_again', 'panels_on', 'grid', 'specs_of',
+           'size_of', 'stages', 'vary_curve', 'vary', 'typed_settings', 'grids_of', 'find_or_make', 'measure',
+           'made_so_far', 'publish', 'missing', 'output_folder', 'published_beside', 'in_order']
 
 # %% ../../nbs/evidence/34_grids.ipynb #a67d9f0c
 import os
@@ -99,7 +99,6 @@ class Setup:
     step_by_step: RunSpec  # Settings of step-by-step, and of every other method that learns from rationales
     by_size: dict = field(default_factory=dict)  # (one of the two, size) -> settings chosen there
     by_student: dict = field(default_factory=dict)  # Student -> settings that it alone has
-    longer_contents: dict = field(default_factory=dict)  # Of `rationale_contents` -> times the updates, beside it
     more_updates: dict = field(default_factory=dict)  # Size, student or rationales -> times the updates
     unit: str = 'n_train'  # What sizes are: "n_train" or "train_fraction"
     seeds: tuple = (0, 1, 2)
@@ -324,16 +323,17 @@ def quick_setups() -> dict[str, Setup]:  # panel -> setup
 
 # %% ../../nbs/evidence/34_grids.ipynb #ea9d4c80
 STANDIN_BASE = RunSpec(task='esnli', stand_in=True, student='scratch-32x2', schedule='linear')
+LONGER = {0.5: 2.4, 1.0: 2.4}  # Share of e-SNLI's rows -> times the updates of the search
 
 
 def standin_setups() -> dict[str, Setup]:  # panel -> setup
-    "e-SNLI at a scale that a CPU can train."
+    "e-SNLI at a scale that a CPU can train: trained to the end, and with the updates of the search."
     tried = {size: settings_tried(times * UPDATES['esnli']) for size, times in MORE_ROWS.items()}
-    searched = product(CHOSEN['esnli'].items(), MORE_ROWS)
-    setup = Setup(
+    chosen = product(CHOSEN['esnli'].items(), MORE_ROWS)
+    searched = Setup(
         replace(STANDIN_BASE, method='standard'),
         STANDIN_BASE,
-        {(method, size): tried[size][names.get(size, names[0.25])] for (method, names), size in searched},
+        {(method, size): tried[size][names.get(size, names[0.25])] for (method, names), size in chosen},
         unit='train_fraction',
         seeds=(0, 1, 2, 3, 4),
         sizes=tuple(MORE_ROWS),
@@ -341,10 +341,9 @@ def standin_setups() -> dict[str, Setup]:  # panel -> setup
         students=STUDENTS,
         equal_compute=dict.fromkeys(MORE_ROWS, 2.4),
         contents=('shuffled_within', 'scrambled', 'weight_0'),
-        longer_contents=dict(step_by_step=2.4, shuffled_within=2.4, scrambled=2.4),
         words=(6, 10),
     )
-    return dict(esnli_standin=setup)
+    return dict(esnli_standin=replace(searched, more_updates=LONGER), esnli_standin_fewer=searched)
 
 # %% ../../nbs/evidence/34_grids.ipynb #6a173e8e
 PRETRAINED = ('t5-v1_1-base', 't5-v1_1-large', 't5-v1_1-xxl')
@@ -539,14 +538,13 @@ WITH_ALL_SEEDS = ('shuffled_within', 'scrambled')  # Contents
 
 
 def rationale_contents(setup: Setup) -> dict[str, list[RunSpec]]:
-    "Step-by-step with other rationales, some also with more updates."
+    "Step-by-step with other rationales, beside the method itself and labels alone."
     changes, few = content_changes(setup), beside(setup)
     others = {
         curve: curve_of(setup if curve in WITH_ALL_SEEDS else few, 'step_by_step', **changes[curve])
         for curve in setup.contents
     }
-    curves = dict(standard=curve_of(setup, 'standard'), step_by_step=curve_of(setup, 'step_by_step')) | others
-    return curves | {f'{curve}_longer': longer(curves[curve], times) for curve, times in setup.longer_contents.items()}
+    return dict(standard=curve_of(setup, 'standard'), step_by_step=curve_of(setup, 'step_by_step')) | others
 
 # %% ../../nbs/evidence/34_grids.ipynb #f6ab0034
 def rationale_weights(setup: Setup) -> dict[str, list[RunSpec]]:
@@ -648,7 +646,8 @@ class Figure:
 
 
 EMBEDDED_PANELS, QUICK_PANELS = tuple(embedded_setups()), tuple(quick_setups())
-STANDIN_PANELS, PAPER_PANELS = tuple(standin_setups()), tuple(paper_setups())
+STANDIN_PANELS, FEWER_UPDATES = (('esnli_standin',), ('esnli_standin_fewer',))
+PAPER_PANELS = tuple(paper_setups())
 EVENING_PANELS = tuple(evening_setups())
 EVENING = dict(evening=EVENING_PANELS)  # Of the figures that are drawn in an evening
 TWO_EMBEDDED, ONE_QUICK = ('same_kind', 'heavier_than'), ('quick_heavier_than',)
@@ -672,9 +671,10 @@ def over_both(setup: Setup, label_source: str = 'human') -> dict[str, list[RunSp
 # %% ../../nbs/evidence/34_grids.ipynb #f6ab0045
 ON_ALL = dict(quick=QUICK_PANELS, embedded=EMBEDDED_PANELS, standin=STANDIN_PANELS, paper=PAPER_PANELS)
 ON_TWO = dict(quick=ONE_QUICK, embedded=TWO_EMBEDDED, standin=STANDIN_PANELS, paper=PAPER_PANELS)
+FEWER = ON_TWO | dict(standin=FEWER_UPDATES)
 NOT_STANDIN = {preset: panels for preset, panels in ON_TWO.items() if preset != 'standin'}
 ON_ONE = NOT_STANDIN | dict(embedded=('heavier_than',))
-NOT_PAPER = {preset: panels for preset, panels in ON_TWO.items() if preset != 'paper'}
+NOT_PAPER = {preset: panels for preset, panels in FEWER.items() if preset != 'paper'}
 PAPER_FIGURES = {
     'fig1_headline': Figure(
         'Figure 1',
@@ -689,7 +689,7 @@ PAPER_FIGURES = {
         'Figure 5', 'Accuracy against data size, teacher labels', data_size_teacher, NOT_STANDIN | EVENING, own=True
     ),
     'fig6_model_size_human': Figure(
-        'Figure 6', 'Accuracy against model size, human labels', over_students, ON_TWO | EVENING, own=True
+        'Figure 6', 'Accuracy against model size, human labels', over_students, FEWER | EVENING, own=True
     ),
     'fig7_model_size_teacher': Figure(
         'Figure 7',
@@ -721,9 +721,7 @@ REPLICATIONS = {
 # %% ../../nbs/evidence/34_grids.ipynb #f6ab0048
 FIGURES = PAPER_FIGURES | {
     'table1_teachers': Figure('Table 1', 'Teachers of different quality', better_and_weaker_teacher, NOT_STANDIN),
-    'table2_training_format': Figure(
-        'Table 2', 'One target or two tasks', training_formats, ON_TWO | EVENING, own=True
-    ),
+    'table2_training_format': Figure('Table 2', 'One target or two tasks', training_formats, FEWER | EVENING, own=True),
     'table3_datasets': Figure('Table 3', 'The datasets', None, ON_ALL | EVENING),
     'compute': Figure('', 'Accuracy against compute', compute_curves, ON_TWO | EVENING, own=True),
     'rationale_content': Figure('', 'What in a rationale helps', rationale_contents, ON_TWO | EVENING, own=True),
@@ -732,7 +730,7 @@ FIGURES = PAPER_FIGURES | {
         '',
         'How long a rationale may be',
         rationale_lengths,
-        dict(standin=STANDIN_PANELS),  # Embedded rationales have few words
+        dict(standin=FEWER_UPDATES),  # Embedded rationales have few words
         own=True,
         smoke='quick_weight_untold',
     ),
@@ -979,6 +977,7 @@ PANELS = {  # panel -> its name on a figure
     'quick_heavier_than': 'heavier_than, made by quick',
     'quick_weight_untold': 'weight_untold, made by quick',
     'esnli_standin': 'e-SNLI, stand-in rows',
+    'esnli_standin_fewer': 'e-SNLI, stand-in rows, fewer updates',
     'evening_svamp': 'SVAMP, an evening',
     'evening_cqa': 'CommonsenseQA, an evening',
     'evening_anli1': 'ANLI-R1, an evening',

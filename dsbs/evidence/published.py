@@ -651,7 +651,8 @@ def teacher_lines(
     for row in described:
         if row['split'] == 'test':
             best[row['panel']] = max(row['accuracy'], best.get(row['panel'], 0))
-    return best | {f'{panel}_augmented': value for panel, value in best.items() if f'{panel}_augmented' in PANELS}
+    same_data = {f'{panel}_{more}': value for panel, value in best.items() for more in ('augmented', 'fewer')}
+    return best | {panel: value for panel, value in same_data.items() if panel in PANELS}
 
 # %% ../../nbs/evidence/35_published.ipynb #35200002
 MACHINES = 'machines'  # In the reports folder

@@ -345,7 +345,9 @@ def test_the_same_questions_about_esnli(tmp_path):
     folder = write_scale(tmp_path, 'standin', own_accuracy(6))
     rows = {r['id']: r for r in judge(folder, 'standin') if r['id'] not in IDS}
     assert list(rows) == [c.id for c in ESNLI_CLAIMS] and {r['verdict'] for r in rows.values()} == {HOLDS}
-    assert {r['data'] for r in rows.values()} == {PANELS['esnli_standin']}
+    fewer = {r['id'] for r in rows.values() if r['data'] == PANELS['esnli_standin_fewer']}
+    assert fewer == {'esnli-share', 'esnli-student'}
+    assert {r['data'] for r in rows.values()} == {PANELS['esnli_standin'], PANELS['esnli_standin_fewer']}
 
 
 @pytest.mark.parametrize('behind,ahead_in,verdict', [(9, 10, HOLDS), (9, 5, UNDECIDED), (0, 0, UNDECIDED)])

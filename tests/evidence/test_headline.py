@@ -279,13 +279,19 @@ def content(rows):
     return [*numbers, *student(over_sizes(control))]
 
 
+def with_updates(runs, updates):
+    (found,) = [r for r in runs if r['spec']['max_steps'] == updates]
+    return found
+
+
 def esnli(rows):
     sides = both_methods(rows, task='esnli', stand_in=True, student='scratch-32x2')
     if sides is None:
         return None
     tables = []
     for size in sides[0]:
-        picked = [{seed: shortest(runs) for seed, runs in side[size].items()} for side in sides]
+        updates = max(r['spec']['max_steps'] for runs in sides[0][size].values() for r in runs)  # Of step-by-step
+        picked = [{seed: with_updates(runs, updates) for seed, runs in side[size].items()} for side in sides]
         tables.append(np.array([100 * (bits(picked[0][s]) - bits(picked[1][s])) for s in sorted(picked[0])]))
     return [*sized(crossed(sum(tables) / len(tables))), len(tables), len(tables[0])]
 

@@ -175,7 +175,7 @@ def rows_of(reports):
 
 def says(a):
     "What a cell's curve and figure say of its runs: method, rationales, labels' source, where the task is named."
-    curve, figure = a['data-curve'].removesuffix('_longer'), a['data-figure']
+    curve, figure = a['data-curve'], a['data-figure']
     method = (
         curve.partition(' ')[0]
         if a['data-preset'] == 'search'
@@ -224,8 +224,8 @@ def check_numbers(reports, text):
                 'data-extra' in a,
             )
             assert str(s['train_fraction'] if s['n_train'] is None else s['n_train']) == a['data-x']
-            panel = a['data-panel'].removesuffix('_augmented').removesuffix('_standin').removeprefix('quick_')
-            assert s['task'] == panel
+            panel = a['data-panel'].removesuffix('_augmented').removesuffix('_fewer').removesuffix('_standin')
+            assert s['task'] == panel.removeprefix('quick_')
     return cells
 
 
