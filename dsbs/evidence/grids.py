@@ -646,7 +646,7 @@ class Figure:
 
 
 EMBEDDED_PANELS, QUICK_PANELS = tuple(embedded_setups()), tuple(quick_setups())
-STANDIN_PANELS, FEWER_UPDATES = (('esnli_standin',), ('esnli_standin_fewer',))
+STANDIN_PANELS, FEWER_UPDATES = ((panel,) for panel in standin_setups())
 PAPER_PANELS = tuple(paper_setups())
 EVENING_PANELS = tuple(evening_setups())
 EVENING = dict(evening=EVENING_PANELS)  # Of the figures that are drawn in an evening
