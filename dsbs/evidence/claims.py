@@ -774,10 +774,17 @@ RATIONALE_CLAIMS = [
 EMBEDDED_CLAIMS = [*DATA_CLAIMS, *TASK_CLAIMS, *RATIONALE_CLAIMS]
 
 # %% ../../nbs/evidence/37_claims.ipynb #37100026
-def esnli_claim(name: str, text: str, figure: str, check: Callable, **rest) -> Claim:
+def esnli_claim(
+    name: str,
+    text: str,
+    figure: str,
+    check: Callable,
+    asked: dict | None = None,  # What `check` is told
+    panel: str = 'esnli_standin',
+    **rest,  # Of a `Claim`
+) -> Claim:
     "A claim about e-SNLI with small students."
-    asked = {rest.pop('panel', 'esnli_standin'): rest.pop('asked', {})}
-    return Claim(f'esnli-{name}', 'e-SNLI, small students', text, figure, check, asked, **rest)
+    return Claim(f'esnli-{name}', 'e-SNLI, small students', text, figure, check, {panel: asked or {}}, **rest)
 
 
 ESNLI_LABEL_CLAIMS = [
