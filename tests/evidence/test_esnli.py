@@ -8,7 +8,13 @@ import nbformat
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-RECORDS = [json.loads(line) for line in (ROOT / 'reports/results/standin.jsonl').read_text('utf-8').splitlines()]
+
+
+def records(preset):
+    return [json.loads(r) for r in (ROOT / f'reports/results/{preset}.jsonl').read_text('utf-8').splitlines()]
+
+
+RECORDS = records('standin')
 UPDATES = {0.125: 2400, 0.25: 2400, 0.5: 11520, 1.0: 23040}  # Of both methods
 MORE = 2.4  # Times as many at equal compute
 
@@ -78,3 +84,13 @@ def test_what_is_said_of_labels_alone_with_the_settings_of_step_by_step():
     assert early['test_accuracy'] > high
     assert early['test_accuracy'] == pytest.approx(mean(runs(rationales='shuffled_within')), abs=0.5)
     assert f'ends at {early["test_accuracy"]:.1f}' in said('figures/start_or_generalise')
+
+
+def test_what_is_said_of_labels_alone_in_the_search():
+    wanted = dict(stand_in=True, method='standard', learning_rate=0.006, batch_size=64, train_fraction=1.0)
+    wanted |= dict(max_steps=4800)  # As many as the second round has
+    found = [r['metrics'] for r in records('search') if wanted.items() <= r['spec'].items()]
+    low, high = sorted(m['test_accuracy'] for m in found)
+    assert f'with a batch of 64, learned early too, and ended at {low:.1f} and {high:.1f}' in said(
+        'figures/rationale_content'
+    )
