@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['TRAINED_WITH', 'CONTENTS', 'FORMATS', 'A_THIRD', 'SEARCH', 'EMBEDDED_BASE', 'UPDATES', 'FIRST_UPDATES', 'VALIDATIONS',
-           'ROUNDS', 'FIRST_SEEDS', 'N_FINALISTS', 'CONVERGED', 'SIZES', 'SECOND_ROUND_AT', 'MORE_ROWS',
-           'FIRST_ROUND_AT', 'CONTROLS_AT', 'FINALISTS', 'CHOSEN', 'EQUAL_COMPUTE', 'EMBEDDED_SEEDS', 'SIMULATED',
-           'STUDENTS', 'MORE_UPDATES', 'QUICK_SETTINGS', 'QUICK_UPDATES', 'STANDIN_BASE', 'LONGER', 'PRETRAINED',
-           'GPT_NEOX', 'ASDIV', 'PASSED_AGAIN', 'EVENING_STUDENTS', 'EVENING_UPDATES', 'EVENING_RATE', 'EIGHTH',
-           'SETUPS', 'OWN_BASE', 'SHARED_TERM', 'WITH_ALL_SEEDS', 'REPLICATION_SEEDS', 'COMPUTE_SEEDS',
+           'ROUNDS', 'FIRST_SEEDS', 'N_FINALISTS', 'CONVERGED', 'SIZES', 'SECOND_ROUND_AT', 'THIRD_ROUND_AT',
+           'MORE_ROWS', 'FIRST_ROUND_AT', 'CONTROLS_AT', 'FINALISTS', 'CHOSEN', 'EQUAL_COMPUTE', 'EMBEDDED_SEEDS',
+           'SIMULATED', 'STUDENTS', 'MORE_UPDATES', 'QUICK_SETTINGS', 'QUICK_UPDATES', 'STANDIN_BASE', 'LONGER',
+           'PRETRAINED', 'GPT_NEOX', 'ASDIV', 'PASSED_AGAIN', 'EVENING_STUDENTS', 'EVENING_UPDATES', 'EVENING_RATE',
+           'EIGHTH', 'SETUPS', 'OWN_BASE', 'SHARED_TERM', 'WITH_ALL_SEEDS', 'REPLICATION_SEEDS', 'COMPUTE_SEEDS',
            'EMBEDDED_PANELS', 'QUICK_PANELS', 'STANDIN_PANELS', 'FEWER_UPDATES', 'PAPER_PANELS', 'EVENING_PANELS',
            'EVENING', 'TWO_EMBEDDED', 'ONE_QUICK', 'ON_ALL', 'ON_TWO', 'FEWER', 'NOT_STANDIN', 'ON_ONE', 'NOT_PAPER',
            'PAPER_FIGURES', 'REPLICATIONS', 'FIGURES', 'PUBLISHED', 'PRESETS', 'SMOKE_CURVES', 'MORE_SEEDS', 'Stage',
@@ -181,12 +181,13 @@ def settings_tried(
     return tried
 
 # %% ../../nbs/evidence/34_grids.ipynb #34b00002
-ROUNDS = ((100, 101), (102, 103, 104, 105))  # Seeds of the first round, and of the second
-FIRST_SEEDS = dict(esnli=(1, 2))  # How many of each are used; else all
+ROUNDS = ((100, 101), (102, 103, 104, 105), (106,))  # Seeds of the first round, the second and the third
+FIRST_SEEDS = dict(esnli=(1, 2, 1))  # How many of each are used; else all
 N_FINALISTS = 3
 CONVERGED = 0.75  # Share of a setting's trainings in the second round, if it is to be chosen
 SIZES = {'same_kind': (100, 150, 300), 'heavier_than': (80, 160, 320, 640)}  # Training examples
 SECOND_ROUND_AT = SIZES | {'esnli': (0.25, 1.0)}
+THIRD_ROUND_AT = dict(esnli=(0.5,))  # With the updates of the figures there
 MORE_ROWS = {0.125: 1, 0.25: 1, 0.5: 2, 1.0: 4}  # Share of e-SNLI's rows -> times the updates
 FIRST_ROUND_AT = dict(same_kind=200, heavier_than=160, esnli=1.0)
 CONTROLS_AT = dict(same_kind=150, heavier_than=160, weight_untold=160)
@@ -621,13 +622,16 @@ def decoder_prefix(setup: Setup) -> dict[str, list[RunSpec]]:
 def search_runs(setup: Setup) -> dict[str, list[RunSpec]]:  # "method name" -> specs
     "Both methods with everything that they tried."
     task, curves = setup.standard.task, {}
-    first, second = (seeds[:n] for seeds, n in zip(ROUNDS, FIRST_SEEDS.get(task, (None, None)), strict=True))
+    first, second, third = (seeds[:n] for seeds, n in zip(ROUNDS, FIRST_SEEDS.get(task, (None,) * 3), strict=True))
     for method, (name, settings) in product(FINALISTS[task], settings_tried(FIRST_UPDATES[task]).items()):
         base = replace(setup.standard, method=method)
         specs = expand(replace(base, **settings), first, **{setup.unit: (FIRST_ROUND_AT[task],)})
         for size in SECOND_ROUND_AT[task] if name in FINALISTS[task][method] else ():
             full = settings_tried(UPDATES[task] * MORE_ROWS.get(size, 1))[name]
             specs += expand(replace(base, **full), second, **{setup.unit: (size,)})
+        for size in THIRD_ROUND_AT.get(task, ()):
+            to_the_end = settings_tried(round(LONGER[size] * UPDATES[task] * MORE_ROWS[size]))[name]
+            specs += expand(replace(base, **to_the_end), third, **{setup.unit: (size,)})
         curves[f'{method} {name}'] = specs
     return curves
 
