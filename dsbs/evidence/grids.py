@@ -181,13 +181,13 @@ def settings_tried(
     return tried
 
 # %% ../../nbs/evidence/34_grids.ipynb #34b00002
-ROUNDS = ((100, 101), (102, 103, 104, 105), (106,))  # Seeds of the first round, the second and the third
+ROUNDS = ((100, 101), (102, 103, 104, 105), (106, 107))  # Seeds of the first round, the second and the third
 FIRST_SEEDS = dict(esnli=(1, 2, 1))  # How many of each are used; else all
 N_FINALISTS = 3
 CONVERGED = 0.75  # Share of a setting's trainings in the second round, if it is to be chosen
 SIZES = {'same_kind': (100, 150, 300), 'heavier_than': (80, 160, 320, 640)}  # Training examples
 SECOND_ROUND_AT = SIZES | {'esnli': (0.25, 1.0)}
-THIRD_ROUND_AT = dict(esnli=(0.5,))  # With the updates of the figures there
+THIRD_ROUND_AT = dict(heavier_than=(160,), esnli=(0.5,))  # With the updates of the figures there
 MORE_ROWS = {0.125: 1, 0.25: 1, 0.5: 2, 1.0: 4}  # Share of e-SNLI's rows -> times the updates
 FIRST_ROUND_AT = dict(same_kind=200, heavier_than=160, esnli=1.0)
 CONTROLS_AT = dict(same_kind=150, heavier_than=160, weight_untold=160)
@@ -630,7 +630,7 @@ def search_runs(setup: Setup) -> dict[str, list[RunSpec]]:  # "method name" -> s
             full = settings_tried(UPDATES[task] * MORE_ROWS.get(size, 1))[name]
             specs += expand(replace(base, **full), second, **{setup.unit: (size,)})
         for size in THIRD_ROUND_AT.get(task, ()):
-            to_the_end = settings_tried(round(LONGER[size] * UPDATES[task] * MORE_ROWS[size]))[name]
+            to_the_end = settings_tried(round(LONGER.get(size, 1) * MORE_ROWS.get(size, 1) * UPDATES[task]))[name]
             specs += expand(replace(base, **to_the_end), third, **{setup.unit: (size,)})
         curves[f'{method} {name}'] = specs
     return curves
