@@ -5,24 +5,25 @@
 # %% auto #0
 __all__ = ['TRAINED_WITH', 'CONTENTS', 'FORMATS', 'A_THIRD', 'SEARCH', 'EMBEDDED_BASE', 'UPDATES', 'FIRST_UPDATES', 'VALIDATIONS',
            'ROUNDS', 'FIRST_SEEDS', 'N_FINALISTS', 'CONVERGED', 'SIZES', 'SECOND_ROUND_AT', 'THIRD_ROUND_AT',
-           'MORE_ROWS', 'FIRST_ROUND_AT', 'CONTROLS_AT', 'FINALISTS', 'CHOSEN', 'EQUAL_COMPUTE', 'EMBEDDED_SEEDS',
-           'SIMULATED', 'STUDENTS', 'MORE_UPDATES', 'QUICK_SETTINGS', 'QUICK_UPDATES', 'STANDIN_BASE', 'LONGER',
-           'PRETRAINED', 'GPT_NEOX', 'ASDIV', 'PASSED_AGAIN', 'EVENING_STUDENTS', 'EVENING_UPDATES', 'EVENING_RATE',
-           'EIGHTH', 'SETUPS', 'OWN_BASE', 'SHARED_TERM', 'WITH_ALL_SEEDS', 'REPLICATION_SEEDS', 'COMPUTE_SEEDS',
-           'EMBEDDED_PANELS', 'QUICK_PANELS', 'STANDIN_PANELS', 'FEWER_UPDATES', 'PAPER_PANELS', 'EVENING_PANELS',
-           'EVENING', 'TWO_EMBEDDED', 'ONE_QUICK', 'ON_ALL', 'ON_TWO', 'FEWER', 'NOT_STANDIN', 'ON_ONE', 'NOT_PAPER',
-           'PAPER_FIGURES', 'REPLICATIONS', 'FIGURES', 'PUBLISHED', 'PRESETS', 'SMOKE_CURVES', 'MORE_SEEDS', 'Stage',
-           'FOLDERS_NAMED', 'PANELS', 'MEASURED_HERE', 'with_seed', 'expand', 'distinct_values', 'runs_table', 'Setup',
-           'longer', 'curve_of', 'beside', 'half_fraction', 'settings_tried', 'was_chosen', 'settings_chosen',
-           'embedded_setup', 'full_setup', 'embedded_setups', 'quick_setup', 'quick_setups', 'standin_setups',
-           'paper_setup', 'evening_setup', 'evening_setups', 'paper_setups', 'searched_setups', 'own_setup',
-           'two_methods', 'with_equal_compute', 'data_size_human', 'with_added_rows', 'better_and_weaker_teacher',
-           'training_formats', 'content_changes', 'rationale_contents', 'rationale_weights', 'rationale_shares',
-           'rationale_lengths', 'compute_curves', 'replication', 'replication_compute', 'decoder_prefix', 'search_runs',
-           'Figure', 'data_size_teacher', 'over_students', 'over_both', 'presets_of', 'drawn', 'few_steps',
-           'smoke_curves', 'smoke_version', 'with_more_seeds', 'looked_at_again', 'panels_on', 'grid', 'specs_of',
-           'size_of', 'stages', 'vary_curve', 'vary', 'typed_settings', 'grids_of', 'find_or_make', 'measure',
-           'made_so_far', 'publish', 'missing', 'output_folder', 'published_beside', 'in_order']
+           'MORE_ROWS', 'FIRST_ROUND_AT', 'CONTROLS_AT', 'FINALISTS', 'CHOSEN', 'THIRD_FINALISTS', 'EQUAL_COMPUTE',
+           'EMBEDDED_SEEDS', 'SIMULATED', 'STUDENTS', 'MORE_UPDATES', 'QUICK_SETTINGS', 'QUICK_UPDATES', 'STANDIN_BASE',
+           'LONGER', 'PRETRAINED', 'GPT_NEOX', 'ASDIV', 'PASSED_AGAIN', 'EVENING_STUDENTS', 'EVENING_UPDATES',
+           'EVENING_RATE', 'EIGHTH', 'SETUPS', 'OWN_BASE', 'SHARED_TERM', 'WITH_ALL_SEEDS', 'REPLICATION_SEEDS',
+           'COMPUTE_SEEDS', 'EMBEDDED_PANELS', 'QUICK_PANELS', 'STANDIN_PANELS', 'FEWER_UPDATES', 'PAPER_PANELS',
+           'EVENING_PANELS', 'EVENING', 'TWO_EMBEDDED', 'ONE_QUICK', 'ON_ALL', 'ON_TWO', 'FEWER', 'NOT_STANDIN',
+           'ON_ONE', 'NOT_PAPER', 'PAPER_FIGURES', 'REPLICATIONS', 'FIGURES', 'PUBLISHED', 'PRESETS', 'SMOKE_CURVES',
+           'MORE_SEEDS', 'Stage', 'FOLDERS_NAMED', 'PANELS', 'MEASURED_HERE', 'with_seed', 'expand', 'distinct_values',
+           'runs_table', 'Setup', 'longer', 'curve_of', 'beside', 'half_fraction', 'settings_tried', 'was_chosen',
+           'settings_chosen', 'embedded_setup', 'full_setup', 'embedded_setups', 'quick_setup', 'quick_setups',
+           'standin_setups', 'paper_setup', 'evening_setup', 'evening_setups', 'paper_setups', 'searched_setups',
+           'own_setup', 'two_methods', 'with_equal_compute', 'data_size_human', 'with_added_rows',
+           'better_and_weaker_teacher', 'training_formats', 'content_changes', 'rationale_contents',
+           'rationale_weights', 'rationale_shares', 'rationale_lengths', 'compute_curves', 'replication',
+           'replication_compute', 'decoder_prefix', 'search_runs', 'Figure', 'data_size_teacher', 'over_students',
+           'over_both', 'presets_of', 'drawn', 'few_steps', 'smoke_curves', 'smoke_version', 'with_more_seeds',
+           'looked_at_again', 'panels_on', 'grid', 'specs_of', 'size_of', 'stages', 'vary_curve', 'vary',
+           'typed_settings', 'grids_of', 'find_or_make', 'measure', 'made_so_far', 'publish', 'missing',
+           'output_folder', 'published_beside', 'in_order']
 
 # %% ../../nbs/evidence/34_grids.ipynb #a67d9f0c
 import os
@@ -220,6 +221,18 @@ CHOSEN = {  # task -> method -> size -> name in `settings_tried`
     },
 }
 CHOSEN['weight_untold'] = CHOSEN['heavier_than']
+
+# %% ../../nbs/evidence/34_grids.ipynb #34b0000b
+THIRD_FINALISTS = {  # Of the third round, which the figures do not have yet
+    'heavier_than': {
+        'standard': ('0.3/0.006/16/0.1/0.1', '0.3/0.006/64/0.1/0', '1/0.002/64/0.1/0'),
+        'step_by_step': ('0.3/0.006/64/0.1/0', '0.3/0.006/16/0.1/0.1', '0.3/0.006/16/0/0'),
+    },
+    'esnli': {
+        'standard': ('0.3/0.002/16/0.1/0', '0.3/0.002/16/0/0.1', '0.3/0.002/64/0.1/0.1'),
+        'step_by_step': ('0.3/0.006/64/0.1/0', '0.3/0.002/16/0.1/0', '0.3/0.002/64/0.1/0.1'),
+    },
+}
 
 # %% ../../nbs/evidence/34_grids.ipynb #34b00009
 def was_chosen(spec: RunSpec) -> bool:

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['AS_IN_THE_PAPER', 'THEIRS', 'THEIR_ROW', 'SIZES_FIGURE', 'SHOWN_TASKS', 'SHOWN_CURVES', 'OUR_ROW', 'FLAGS',
-           'COMPARED', 'NUMBER', 'ASKED_BY_ID', 'CQA_PANEL', 'ANLI_PANEL', 'INFORMATION', 'ESNLI', 'their_panels',
+           'COMPARED', 'NUMBER', 'ASKED_BY_ID', 'CQA_PANEL', 'ANLI_PANEL', 'INFORMATION', 'their_panels',
            'write_heading', 'draw_theirs', 'OurRuns', 'our_runs', 'student_factor', 'draw_ours', 'headline_figure',
            'write_headline', 'outcome', 'tenths', 'measured', 'flagged', 'compared', 'Sentence', 'made_panel',
            'asked_of', 'panel_of', 'answer', 'over_shares', 'independent_mean_gain', 'paper_scale', 'result_sentence',
-           'mean_sentence', 'start_sentence', 'control_harm', 'with_harm', 'content_sentence', 'headline_sentences',
-           'as_markdown']
+           'mean_sentence', 'start_sentence', 'control_harm', 'with_harm', 'content_sentence', 'searched_sentence',
+           'headline_sentences', 'as_markdown']
 
 # %% ../../nbs/evidence/40_headline.ipynb #40000004
 import re
@@ -32,7 +32,7 @@ from dsbs.evidence.claims import (
     panels_asked,
     starts_more_often,
 )
-from .grids import PANELS, grid, measure, missing, specs_of
+from .grids import PANELS, ROUNDS, grid, measure, missing, specs_of
 from dsbs.evidence.plotting import (
     THEME,
     Beside,
@@ -292,7 +292,6 @@ def result_sentence(found: dict[str, dict], table: Path) -> Sentence | None:
 
 # %% ../../nbs/evidence/40_headline.ipynb #40000043
 INFORMATION = 'Information (heavier_than): at equal compute', 'emb-compute-sizes', 'heavier_than'
-ESNLI = 'e-SNLI with small students:', 'esnli-mean', 'esnli_standin'
 
 
 def mean_sentence(topic: str, name: str, panel: str, found: dict[str, dict]) -> Sentence | None:
@@ -352,6 +351,23 @@ def content_sentence(found: dict[str, dict]) -> Sentence | None:
         f'{text}negative control, against standard finetuning, {flagged(control, **margin)}.', ('rationale_content',)
     )
 
+# %% ../../nbs/evidence/40_headline.ipynb #40000062
+def searched_sentence(found: dict[str, dict]) -> Sentence | None:
+    "What each method reaches on e-SNLI with the best of the settings that the longer search tried."
+    tried = [s for s in specs_of(grid('search', 'search')) if s.stand_in and s.seed in ROUNDS[2]]
+    records = [found.get(canonical_json(asdict(s))) for s in tried]
+    if None in records:
+        return None
+    best = {}
+    for r in sorted(records, key=lambda r: r['metrics']['validation_accuracy']):
+        best[r['spec']['method']] = r['metrics']['test_accuracy']
+    alone, ours = (f'{best[method]:.1f}%' for method in TWO_METHODS)
+    return Sentence(
+        f'e-SNLI with small students: earlier gains are withdrawn; better settings reach {ours} with step-by-step, '
+        f'{alone} without (half the rows, one seed).',
+        ('search',),
+    )
+
 # %% ../../nbs/evidence/40_headline.ipynb #40000050
 def headline_sentences(
     results: Path,  # Folder of published results
@@ -364,7 +380,7 @@ def headline_sentences(
         mean_sentence(*INFORMATION, found),
         start_sentence(found),
         content_sentence(found),
-        mean_sentence(*ESNLI, found),
+        searched_sentence(found),
     ]
     return [sentence for sentence in sentences if sentence]
 

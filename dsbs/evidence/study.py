@@ -9,8 +9,8 @@ __all__ = ['STAND_IN', 'AN_EVENING', 'TERMS', 'FEW_SHOT', 'EMBEDDED_TERM', 'NOTH
            'at_common_size', 'holds_nothing', 'Drawn', 'maps_figure', 'headline_figure', 'learning_figure',
            'independent_panel', 'points_text', 'gain_lines', 'claim_lines', 'Judged', 'Study', 'with_both',
            'own_starts', 'independent_starts', 'splits', 'start_panels', 'span_text', 'split_table', 'part_words',
-           'split_lines', 'searched_runs', 'settings_shares', 'controls_shares', 'independent_shares', 'draw_as',
-           'described', 'data_table', 'teacher_table', 'answer_times', 'cost_figure', 'published_quick',
+           'split_lines', 'searched_runs', 'settings_shares', 'best_settings', 'controls_shares', 'independent_shares',
+           'draw_as', 'described', 'data_table', 'teacher_table', 'answer_times', 'cost_figure', 'published_quick',
            'machine_facts', 'machine_moves', 'run_line', 'mean_line', 'gain_line', 'machine_lines', 'machines_figure',
            'replicated_lines']
 
@@ -29,6 +29,7 @@ from ..data.embedded import EMBEDDED
 from .claims import CLAIMS, JUDGED, before_and_after, judge, verdict_shown
 from dsbs.evidence.grids import (
     PANELS,
+    ROUNDS,
     grid,
     in_order,
     measure,
@@ -163,8 +164,9 @@ class Planned(FigureAsked):
 # %% ../../nbs/evidence/39_study.ipynb #5d0c7a11
 STAND_IN = (
     "PaLM 540B's recorded rationales. Its validation rows stand in for its training rows; the student starts from "
+    "random weights, so accuracies are far below the paper's. A longer search has since found far better settings for "
+    'standard finetuning (figure `search`), which these runs do not have.'
 )
-STAND_IN += "random weights, so accuracies are far below the paper's."
 AN_EVENING = "is the paper's dataset and student, with fewer updates at a higher rate, as one GPU makes in an evening."
 TERMS = {  # Panel or curve -> its sentence
     'same_kind': 'hides a kind behind each invented word. *Are tidom and bopen alike?* Label: *no*. '
@@ -676,8 +678,9 @@ TRIED = dict(  # Setting of the search -> how its values are written
 
 def searched_runs(
     records: Sequence[dict],  # Of preset "search"
+    seeds: Sequence[int] = ROUNDS[0],  # Of a round that tried all combinations
 ) -> pd.DataFrame:  # panel, curve, seed, `SHARED`, and the settings of `TRIED`
-    "The runs of the search, with the seeds that tried all combinations."
+    "The runs of a round of the search."
     settings = [ADDED | r['spec'] for r in records]
     rows = [
         {name: value for name, value in (r['metrics'] | s).items() if name in (*SHARED, *TRIED, 'seed')}
@@ -685,9 +688,7 @@ def searched_runs(
         for r, s in zip(records, settings, strict=True)
     ]
     runs = pd.DataFrame(rows, columns=['panel', 'curve', 'seed', *SHARED, *TRIED]).astype(NUMBERS)
-    combinations = runs[list(TRIED)].apply(tuple, axis=1) if len(runs) else runs['seed']
-    tried = combinations.groupby([runs['panel'], runs['curve'], runs['seed']]).transform('nunique')
-    return runs[tried == tried.groupby([runs['panel'], runs['curve']]).transform('max')]
+    return runs[runs['seed'].isin(seeds)]
 
 
 def settings_shares(
@@ -702,6 +703,18 @@ def settings_shares(
         for setting, form in TRIED.items()
     ]
     return pd.concat(found).assign(panel=lambda t: t['panel'].map(PANELS)).sort_values('panel', kind='stable')
+
+# %% ../../nbs/evidence/39_study.ipynb #3920001b
+def best_settings(
+    means: pd.Series,  # (task, method, settings) -> validation accuracy
+    n: int,  # Of each method
+) -> dict[str, dict[str, tuple]]:  # task -> method -> settings, best first
+    "What a round of the search puts first; of equals the one that stands first."
+    ranked = means.sort_values(ascending=False, kind='stable').reset_index()
+    return {
+        task: {method: tuple(runs['settings'][:n]) for method, runs in some.groupby('method')}
+        for task, some in ranked.groupby('task')
+    }
 
 # %% ../../nbs/evidence/39_study.ipynb #39200018
 def controls_shares(

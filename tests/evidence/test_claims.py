@@ -341,6 +341,19 @@ def test_quick_is_asked_what_it_has(tmp_path):
     assert found['same_kind']['verdict'] == APART
 
 
+@pytest.fixture(autouse=True)
+def nothing_withheld(request, monkeypatch):
+    if 'withheld' not in request.node.name:
+        monkeypatch.setattr(claims, 'WITHHELD', {})
+
+
+def test_a_claim_that_is_withheld_has_no_verdict_and_says_why(tmp_path):
+    folder = write_scale(tmp_path, 'standin', own_accuracy(6))
+    rows = [r for r in judge(folder, 'standin') if r['id'] in claims.WITHHELD]
+    assert {r['id'] for r in rows} == set(claims.WITHHELD) < {c.id for c in ESNLI_CLAIMS}
+    assert {(r['verdict'], r['detail'], r['n'], r['p']) for r in rows} == {(APART, claims.POOR_SETTINGS, 0, None)}
+
+
 def test_the_same_questions_about_esnli(tmp_path):
     folder = write_scale(tmp_path, 'standin', own_accuracy(6))
     rows = {r['id']: r for r in judge(folder, 'standin') if r['id'] not in IDS}

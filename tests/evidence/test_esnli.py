@@ -94,3 +94,71 @@ def test_what_is_said_of_labels_alone_in_the_search():
     assert f'with a batch of 64, learned early too, and ended at {low:.1f} and {high:.1f}' in said(
         'figures/rationale_content'
     )
+
+
+SETTINGS = ('init_factor', 'learning_rate', 'batch_size', 'dropout', 'warmup_ratio')
+IN_THE_FIGURES = dict(standard=(1.0, 0.002, 16, 0.0, 0.0), step_by_step=(1.0, 0.006, 16, 0.0, 0.1))
+
+
+def tried_to_the_end(method, seed=106, **wanted):
+    "What the third round of the search measured: settings -> metrics."
+    wanted = dict(method=method, seed=seed) | (wanted or dict(stand_in=True, train_fraction=0.5))
+    found = [r for r in records('search') if wanted.items() <= r['spec'].items()]
+    tried = {tuple(r['spec'][name] for name in SETTINGS): r['metrics'] for r in found}
+    assert len(tried) == len(found) == 16
+    return tried
+
+
+def test_what_is_said_of_the_search_to_the_end():
+    text, figure = said('figures/search'), said('figures/fig4_data_size_human')
+    now, best = {}, {}
+    for method, settings in IN_THE_FIGURES.items():
+        tried = tried_to_the_end(method)
+        now[method], best[method] = tried[settings], max(tried.values(), key=lambda m: m['validation_accuracy'])
+        assert max(tried, key=lambda s: tried[s]['validation_accuracy'])[0] == 0.3
+    missed = {m: best[m]['validation_accuracy'] - now[m]['validation_accuracy'] for m in now}
+    assert f'ends {missed["standard"]:.1f} points of validation below its best' in text
+    assert f'that of step-by-step {missed["step_by_step"]:.1f} below' in text
+    ends = [m[method]['test_accuracy'] for m in (now, best) for method in ('standard', 'step_by_step')]
+    numbers = '{:.1f} (standard finetuning) and {:.1f}, the best by validation {:.1f} and {:.1f}.'.format(*ends)
+    assert f'the settings in the figures reach {numbers}' in text
+    gains = ends[1] - ends[0], ends[3] - ends[2]
+    assert 'So a difference of {:.1f} points becomes one of {:.1f}, in one seed'.format(*gains) in text
+    worth = ends[2] - ends[0], ends[3] - ends[1]
+    assert 'worth {:.1f} points to standard finetuning and {:.1f} to step-by-step'.format(*worth) in figure
+    assert f'standard finetuning ends {worth[0]:.1f} points higher' in said('figures/rationale_content')
+
+
+def test_what_is_said_of_speed_in_the_search():
+    first = [r for r in records('search') if r['spec']['stand_in'] and r['spec']['seed'] == 100]
+    stay = {
+        method: sum(r['metrics']['validation_accuracy'] < 34.3 for r in first if r['spec']['method'] == method)
+        for method in IN_THE_FIGURES
+    }
+    text = said('figures/search')
+    assert f'{stay["standard"]} of 16 settings of standard finetuning still give the commonest answer' in text
+    assert f'and so do {stay["step_by_step"]} of step-by-step' in text
+    leave = {m: sum(t['test_accuracy'] > 35 for t in tried_to_the_end(m).values()) for m in IN_THE_FIGURES}
+    assert leave == dict(standard=15, step_by_step=16)
+    assert '15 of 16 and all 16 leave' in said('figures/start_or_generalise')
+
+
+def test_what_is_said_of_heavier_than_in_the_third_round():
+    here, validation, test = ('0.3/0.006/64/0.1/0', {}, {})
+    for method in IN_THE_FIGURES:
+        for seed in (106, 107):
+            for settings, m in tried_to_the_end(method, seed, task='heavier_than', n_train=160).items():
+                name = '/'.join(f'{value:g}' for value in settings)
+                validation.setdefault((method, name), []).append(m['validation_accuracy'])
+                test.setdefault((method, name), []).append(m['test_accuracy'])
+    best = {m: max((n for k, n in validation if k == m), key=lambda n: sum(validation[m, n])) for m in IN_THE_FIGURES}
+    means = {key: statistics.fmean(values) for key, values in test.items()}
+    ahead = statistics.fmean(validation['standard', best['standard']]) - statistics.fmean(validation['standard', here])
+    behind = means['standard', here] - means['standard', best['standard']]
+    gains = [means['step_by_step', s] - means['standard', t] for s, t in ((here, here), tuple(best.values())[::-1])]
+    text = said('figures/search')
+    assert f'by {ahead:.1f} points of validation with two seeds, and behind by {behind:.1f} on test' in text
+    sentence = (
+        'With the settings in the figures the difference on test is {:.1f} points there, with the best by validation'
+    )
+    assert f'{sentence.format(gains[0])} {gains[1]:.1f}' in text
