@@ -164,8 +164,8 @@ class Planned(FigureAsked):
 # %% ../../nbs/evidence/39_study.ipynb #5d0c7a11
 STAND_IN = (
     "PaLM 540B's recorded rationales. Its validation rows stand in for its training rows; the student starts from "
-    "random weights, so accuracies are far below the paper's. A longer search has since found far better settings for "
-    'standard finetuning (figure `search`), which these runs do not have.'
+    "random weights, so accuracies are far below the paper's. A longer search has since found better settings, above "
+    'all for standard finetuning (figure `search`), which these runs do not have.'
 )
 AN_EVENING = "is the paper's dataset and student, with fewer updates at a higher rate, as one GPU makes in an evening."
 TERMS = {  # Panel or curve -> its sentence
@@ -678,9 +678,8 @@ TRIED = dict(  # Setting of the search -> how its values are written
 
 def searched_runs(
     records: Sequence[dict],  # Of preset "search"
-    seeds: Sequence[int] = ROUNDS[0],  # Of a round that tried all combinations
 ) -> pd.DataFrame:  # panel, curve, seed, `SHARED`, and the settings of `TRIED`
-    "The runs of a round of the search."
+    "The runs of the search's first round."
     settings = [ADDED | r['spec'] for r in records]
     rows = [
         {name: value for name, value in (r['metrics'] | s).items() if name in (*SHARED, *TRIED, 'seed')}
@@ -688,7 +687,7 @@ def searched_runs(
         for r, s in zip(records, settings, strict=True)
     ]
     runs = pd.DataFrame(rows, columns=['panel', 'curve', 'seed', *SHARED, *TRIED]).astype(NUMBERS)
-    return runs[runs['seed'].isin(seeds)]
+    return runs[runs['seed'].isin(ROUNDS[0])]
 
 
 def settings_shares(
@@ -709,7 +708,7 @@ def best_settings(
     means: pd.Series,  # (task, method, settings) -> validation accuracy
     n: int,  # Of each method
 ) -> dict[str, dict[str, tuple]]:  # task -> method -> settings, best first
-    "What a round of the search puts first; of equals the one that stands first."
+    "The best settings of a round of the search; of equals the one that is listed first."
     ranked = means.sort_values(ascending=False, kind='stable').reset_index()
     return {
         task: {method: tuple(runs['settings'][:n]) for method, runs in some.groupby('method')}

@@ -124,6 +124,10 @@ def test_what_is_said_of_the_search_to_the_end():
     assert f'the settings in the figures reach {numbers}' in text
     gains = ends[1] - ends[0], ends[3] - ends[2]
     assert 'So a difference of {:.1f} points becomes one of {:.1f}, in one seed'.format(*gains) in text
+    ranked = sorted(tried_to_the_end('step_by_step').values(), key=lambda m: m['validation_accuracy'])
+    assert f'with the second best of step-by-step it would be {ranked[-2]["test_accuracy"] - ends[2]:.1f}' in text
+    dropped = [m for s in IN_THE_FIGURES for k, m in tried_to_the_end(s).items() if k[3]]
+    assert len(dropped) == unconverged(dropped) == 16 and not any(m['converged'] for m in best.values())
     worth = ends[2] - ends[0], ends[3] - ends[1]
     assert 'worth {:.1f} points to standard finetuning and {:.1f} to step-by-step'.format(*worth) in figure
     assert f'standard finetuning ends {worth[0]:.1f} points higher' in said('figures/rationale_content')
